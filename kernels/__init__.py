@@ -1,0 +1,5 @@
+"""Triton kernels, one op a file: device code and its launcher, nothing else. Called through `reid_fast.ops`."""
+
+# A top-level import package `kernels` belongs to another project; this folder is reached through one link only.
+if __name__ != "reid_fast.kernels":
+    raise ImportError("import reid_fast.kernels, not kernels")
