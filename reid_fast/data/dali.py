@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -91,42 +92,59 @@ class ImageStream:
         return (images for (images,) in self((chunk, ()) for chunk in chunks))
 
     def _next_inputs(self) -> list:
-        """One batch of DALI's inputs: the files' bytes, then flip, crop, blur and erasing per view."""
+        """One batch of DALI's inputs: the files' bytes, then the parameters that each view uses."""
         indices, augmentations = next(self._batches)
         self._recent.append(indices)
         inputs: list = [[np.fromfile(self.paths[i], dtype=np.uint8) for i in indices]]
-        for aug in augmentations:
-            inputs += [
-                aug.flip.astype(np.int32),
-                aug.crop,
-                aug.blur,
-                aug.erase[:, :2].astype(np.float32),
-                aug.erase[:, 2:].astype(np.float32),
-            ]
+        for view, aug in zip(self._views, augmentations, strict=True):
+            values = {"flip": aug.flip.astype(np.int32), "crop": aug.crop, "blur": aug.blur,
+                      "erase_at": aug.erase[:, :2].astype(np.float32),
+                      "erase_shape": aug.erase[:, 2:].astype(np.float32)}  # fmt: skip
+            inputs += [values[name] for name in _parameters(view)]
         return inputs
 
-    def _name_unreadable(self, error: RuntimeError) -> None:
+    def _name_unreadable(self, error: RuntimeError) -> NoReturn:
         for path in (self.paths[i] for indices in self._recent for i in indices):
-            reason = decoding_error(path)
-            if reason:
+            if not _decodes([path], 1):
                 raise UserError(
-                    f"{path} cannot be decoded ({reason}): repair or remove it, or pass --skip-bad-images"
+                    f"{path} cannot be decoded: repair or remove it, or pass --skip-bad-images"
                 ) from None
         raise error
 
 
-def decoding_error(path: Path) -> str | None:
-    """Why DALI cannot decode a file, or None if it can."""
-    data = np.fromfile(path, dtype=np.uint8)
-    if len(data) == 0:
-        return "the file is empty"
+def _parameters(view: View) -> list[str]:
+    """The per-picture parameters that a view's pipeline takes."""
+    blur = ["blur"] if view.blur > 0 else []
+    erase = ["erase_at", "erase_shape"] if view.erase > 0 else []
+    return ["flip", "crop", *blur, *erase]
+
+
+def undecodable(paths: Sequence[Path], threads: int, progress: Callable[[int, int], None]) -> set[Path]:
+    """The files among `paths` that DALI cannot decode.
+
+    Args:
+        paths: the files; decoded 256 at a time, and one by one where that fails.
+        threads: CPU threads.
+        progress: called with (files done, files in all).
+    """
+    broken: set[Path] = set()
+    for start in range(0, len(paths), 256):
+        chunk = paths[start : start + 256]
+        if not _decodes(chunk, threads):
+            broken |= {path for path in chunk if not _decodes([path], 1)}
+        progress(start + len(chunk), len(paths))
+    return broken
+
+
+def _decodes(paths: Sequence[Path], threads: int) -> bool:
+    data = [np.fromfile(path, dtype=np.uint8) for path in paths]
+    if any(len(file) == 0 for file in data):
+        return False
     try:
-        pipeline = _build(lambda: [[data]], (8, 8), (), batch_size=1, num_threads=1, device_id=None)
-        pipeline.run()
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return next((line for line in lines if "rror" in line or "ailed" in line), lines[0])
-    return None
+        _build(lambda: [data], (8, 8), (), batch_size=len(paths), num_threads=threads, device_id=None).run()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _build(source: Callable[[], list], size: tuple[int, int], views: Sequence[View], **options: object) -> object:
@@ -145,28 +163,35 @@ def _build(source: Callable[[], list], size: tuple[int, int], views: Sequence[Vi
         mean = [255 * m for m in MEAN]
         return fn.crop_mirror_normalize(image, dtype=types.FLOAT, output_layout="HWC", mean=mean, std=scale)
 
-    def augmented(image, view, flip, crop, blur, erase_at, erase_shape):  # noqa: ANN001, ANN202
+    def augmented(image, view, given):  # noqa: ANN001, ANN202
         if view.grey:
             grey = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
             image = fn.cat(grey, grey, grey, axis=2)
-        image = fn.flip(image, horizontal=flip)
-        image = fn.slice(image, crop, size, axes=(0, 1), normalized_anchor=False, normalized_shape=False,
+        image = fn.flip(image, horizontal=given["flip"])
+        image = fn.slice(image, given["crop"], size, axes=(0, 1), normalized_anchor=False, normalized_shape=False,
                          out_of_bounds_policy="pad", fill_values=0)  # fmt: skip
         if view.blur > 0:
-            image = fn.gaussian_blur(image, sigma=blur)
+            image = fn.gaussian_blur(image, sigma=given["blur"])
         image = normalise(image)
         if view.erase > 0:
-            image = fn.erase(image, anchor=erase_at, shape=erase_shape, axis_names="HW", fill_value=ERASE_FILL)
+            image = fn.erase(image, anchor=given["erase_at"], shape=given["erase_shape"], axis_names="HW",
+                             fill_value=ERASE_FILL)  # fmt: skip
         return image
+
+    names = [(i, name) for i, view in enumerate(views) for name in _parameters(view)]
 
     @pipeline_def(**options)
     def pipeline():  # noqa: ANN202
-        encoded, *parameters = fn.external_source(source=source, num_outputs=1 + 5 * len(views), batch=True)
+        encoded, *values = fn.external_source(source=source, num_outputs=1 + len(names), batch=True)
         image = fn.decoders.image(encoded, device="mixed" if gpu else "cpu", output_type=types.RGB)
         image = fn.resize(image, size=(height, width), interp_type=types.INTERP_CUBIC, antialias=True)
         if not views:
             return normalise(image)
-        return tuple(augmented(image, view, *parameters[5 * i : 5 * i + 5]) for i, view in enumerate(views))
+        given = dict(zip(names, values, strict=True))
+        return tuple(
+            augmented(image, view, {name: given[i, name] for name in _parameters(view)})
+            for i, view in enumerate(views)
+        )
 
     graph = pipeline()
     graph.build()
