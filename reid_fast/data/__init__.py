@@ -1,0 +1,1 @@
+"""Images: which files belong to a set, how they are sampled, decoded and augmented."""
