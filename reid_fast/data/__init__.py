@@ -1,0 +1,1 @@
+"""Data sets, sampling, augmentation parameters and image decoding."""
