@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
 from reid_fast.errors import UserError
@@ -204,3 +205,22 @@ def _ids(
         shapes = " and ".join(str(tuple(column.shape)) for column in columns)
         raise ValueError(f"{name}: {rows} features, but pids and cams of shape {shapes}")
     return columns
+
+
+def label_scores(labels: np.ndarray, pids: np.ndarray) -> dict[str, float]:
+    """How well pseudo labels agree with known identities, over the clustered images alone.
+
+    Args:
+        labels: [N] int pseudo labels, -1 = outlier.
+        pids: [N] int identities, -1 = unknown.
+
+    Returns:
+        "nmi" and "ari" (scikit-learn's), or nothing where no clustered image has a known identity.
+    """
+    known = (labels >= 0) & (pids >= 0)
+    if not known.any():
+        return {}
+    return {
+        "nmi": float(normalized_mutual_info_score(pids[known], labels[known])),
+        "ari": float(adjusted_rand_score(pids[known], labels[known])),
+    }

@@ -197,10 +197,13 @@ def batches(run: Run, plan: np.ndarray) -> Iterator[Batch]:
     def wanted() -> Iterator[tuple[np.ndarray, list[Augmentation]]]:
         for step in range(first, len(plan)):
             positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
-            yield plan[step], [
-                draw(view, config.size, positions, seed=config.seed, epoch=at.epoch, number=number)
-                for number, view in enumerate(views)
-            ]
+            yield (
+                plan[step],
+                [
+                    draw(view, config.size, positions, seed=config.seed, epoch=at.epoch, number=number)
+                    for number, view in enumerate(views)
+                ],
+            )
 
     for indices, pictures in zip(plan[first:], run.training(wanted()), strict=True):
         index = torch.from_numpy(indices).to(run.device, non_blocking=True)
@@ -214,7 +217,9 @@ def read_losses(run: Run, unread: list[Tensor], plan: np.ndarray) -> None:
         if not math.isfinite(value):
             path = run.folder / "nonfinite.json"
             paths = [str(run.data.train.paths[i]) for i in plan[step]]
-            checkpoint.write_json(path, {"epoch": run.at.epoch + 1, "step": step, "loss": str(value), "batch": paths})
+            checkpoint.write_json(
+                path, {"epoch": run.at.epoch + 1, "step": step, "loss": str(value), "batch": paths}
+            )
             raise UserError(
                 f"the loss of epoch {run.at.epoch + 1}, step {step} is {value}: its batch is listed in {path}; "
                 "lower --lr or train without --amp, continuing from the last checkpoint"

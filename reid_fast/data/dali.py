@@ -147,7 +147,9 @@ def _decodes(paths: Sequence[Path], threads: int) -> bool:
     return True
 
 
-def _build(source: Callable[[], list], size: tuple[int, int], views: Sequence[View], **options: object) -> object:
+def _build(
+    source: Callable[[], list], size: tuple[int, int], views: Sequence[View], **options: object
+) -> object:
     """A pipeline whose outputs are [H, W, 3] normalised float32 pictures, one per view."""
     try:
         from nvidia.dali import fn, pipeline_def, types

@@ -58,7 +58,9 @@ def _checked(split: ImageSet, skip_bad_images: bool, threads: int, log: Log) -> 
     if bad and not skip_bad_images:
         (path, reason), others = bad[0], len(bad) - 1
         more = f" and {others} more" if others else ""
-        raise UserError(f"{path} is unusable ({reason}){more}: repair or remove it, or pass --skip-bad-images")
+        raise UserError(
+            f"{path} is unusable ({reason}){more}: repair or remove it, or pass --skip-bad-images"
+        )
     if not skip_bad_images:
         return split
     broken = {path for path, _ in bad}
