@@ -178,7 +178,7 @@ def take_picture(person: Person, camera: int, rng: np.random.Generator, path: Pa
     canvas = background(camera - 1, rng)
     pose = strike_pose(rng, facing(device, rng))
     feet = (FRAME[0] * rng.normal(0.5, 0.045), FRAME[1] * rng.normal(0.955, 0.02))
-    paint(canvas, person, pose, feet, scale=0.85 * FRAME[1] * device.scale * rng.normal(1, 0.04))
+    paint(canvas, person, pose, feet, scale=0.86 * FRAME[1] * device.scale * rng.normal(1, 0.04))
     occlude(canvas, rng)
     expose(device, canvas, rng).save(path, quality=int(rng.integers(55, 93)))
 
