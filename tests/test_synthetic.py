@@ -104,13 +104,14 @@ def test_a_finished_set_is_returned_at_once(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_a_killed_run_leaves_no_set_behind(tmp_path):
-    process = subprocess.Popen([sys.executable, "-m", "reid_fast.data.synthetic", "--root", str(tmp_path)])
-    deadline = time.monotonic() + 15
+def test_a_killed_run_leaves_no_set_and_no_process_behind(tmp_path):
+    command = [sys.executable, "-m", "reid_fast.data.synthetic", "--root", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 30
     while not list(tmp_path.rglob("*.jpg")) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate(timeout=15)  # ends when the last worker, which holds the same pipe, has ended
 
     assert list(tmp_path.rglob("*.jpg"))
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]

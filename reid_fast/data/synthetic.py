@@ -11,7 +11,9 @@ same picture to other bytes.)
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -132,9 +134,16 @@ def parallel_map(workers: int) -> Iterator[Callable[..., Iterable]]:
     if workers == 1 or sys.platform != "linux":
         yield map
         return
-    with warnings.catch_warnings(), ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+    fork = get_context("fork")
+    with warnings.catch_warnings(), ProcessPoolExecutor(workers, fork, initializer=die_with_parent) as pool:
         warnings.filterwarnings("ignore", message=".*use of fork", category=DeprecationWarning)
         yield partial(pool.map, chunksize=2)
+
+
+def die_with_parent() -> None:
+    """Has Linux end a worker whose parent was killed; otherwise it would wait for work forever."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def draw_identity(folder: Path, seed: int, train_ids: int, pid: int) -> None:
@@ -169,7 +178,7 @@ def take_picture(person: Person, camera: int, rng: np.random.Generator, path: Pa
     canvas = background(camera - 1, rng)
     pose = strike_pose(rng, facing(device, rng))
     feet = (FRAME[0] * rng.normal(0.5, 0.045), FRAME[1] * rng.normal(0.955, 0.02))
-    paint(canvas, person, pose, feet, scale=0.85 * FRAME[1] * device.scale * rng.normal(1, 0.04))
+    paint(canvas, person, pose, feet, scale=0.86 * FRAME[1] * device.scale * rng.normal(1, 0.04))
     occlude(canvas, rng)
     expose(device, canvas, rng).save(path, quality=int(rng.integers(55, 93)))
 

@@ -18,7 +18,7 @@ FRAME = (WIDTH * OVERSAMPLING, HEIGHT * OVERSAMPLING)
 PANORAMA = (FRAME[0] * 4, FRAME[1])
 
 # Without fog between people and scene an untrained network sees the place only, and clustering finds cameras.
-FOG, FOG_DENSITY = (122, 122, 122), 0.6
+FOG, FOG_DENSITY = (122, 122, 122), 0.65
 
 Scene = Callable[[ImageDraw.ImageDraw, np.random.Generator], None]
 
@@ -192,7 +192,7 @@ def occlude(canvas: Image.Image, rng: np.random.Generator) -> None:
 def expose(camera: Camera, canvas: Image.Image, rng: np.random.Generator) -> Image.Image:
     """What the device makes of the light: reduction to 128x64, optics, colour response, noise."""
     image = canvas.reduce(OVERSAMPLING).filter(ImageFilter.GaussianBlur(camera.blur * rng.uniform(0.6, 1.5)))
-    gains = np.array(camera.gains) * rng.normal(1, 0.02, 3) * rng.uniform(0.88, 1.12)
+    gains = np.array(camera.gains) * rng.normal(1, 0.02, 3) * rng.uniform(0.9, 1.1)
     light = np.linspace(0, 1, 256)[None] * gains[:, None]
     response = camera.haze + (1 - camera.haze) * np.clip(light, 0, 1) ** camera.gamma
     image = image.point((255 * response).astype(int).ravel().tolist())
