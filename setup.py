@@ -8,7 +8,9 @@ from setuptools import setup
 sources = ["csrc/bindings.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]
 setup(
     ext_modules=[
-        Pybind11Extension("reid_fast._C", sources, include_dirs=["csrc"], cxx_std=17, extra_compile_args=["-O3"])
+        Pybind11Extension(
+            "reid_fast._C", sources, include_dirs=["csrc"], cxx_std=17, extra_compile_args=["-O3"]
+        )
     ],
     cmdclass={"build_ext": build_ext},
 )
