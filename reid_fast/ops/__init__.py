@@ -2,6 +2,8 @@
 
 from reid_fast.ops.camera_nce import camera_nce as camera_nce
 from reid_fast.ops.camera_nce import camera_weights as camera_weights
+from reid_fast.ops.cluster_attention import cluster_attention as cluster_attention
+from reid_fast.ops.cluster_attention import received_attention as received_attention
 from reid_fast.ops.cluster_nce import cluster_nce as cluster_nce
 from reid_fast.ops.cluster_step import cluster_step as cluster_step
 from reid_fast.ops.dbscan import dbscan as dbscan
