@@ -39,80 +39,103 @@ class Spinlock {
   std::atomic_flag flag_ = ATOMIC_FLAG_INIT;
 };
 
-// The candidates of rows [begin, end), in buffers of a fixed size. A row whose band of candidates outgrows its buffer
-// is given up and searched exhaustively later.
+// The candidates of rows [begin, end), in buffers of a fixed size.
 class Candidates {
  public:
-  Candidates(int64_t begin, int64_t end, int k, const Panels& panels)
-      : begin_(begin),
+  Candidates(const Features& features, const Panels& panels, int64_t begin, int64_t end, int k)
+      : features_(features),
+        panels_(panels),
+        begin_(begin),
         end_(end),
         k_(k),
         capacity_(std::max(4 * k, 64)),
-        panels_(panels),
         entry_((end - begin) * capacity_),
-        size_(end - begin),
-        lock_(end - begin),
-        floor_(end - begin) {
-    for (int64_t slot = 0; slot < end - begin; ++slot) {
-      size_[slot] = 0;
-      floor_[slot].store(-kInfinity, std::memory_order_relaxed);
-    }
-  }
+        rows_(end - begin) {}
 
   // Products below the floor are of no interest. Others may raise it meanwhile: a stale one lets a few more through.
   void floors(int64_t panel, float* out) const {
     for (int r = 0; r < kPanel; ++r) {
-      const int64_t row = panel * kPanel + r;
-      out[r] = begin_ <= row && row < end_ ? floor_[row - begin_].load(std::memory_order_relaxed) : kInfinity;
+      const int64_t i = panel * kPanel + r;
+      out[r] = begin_ <= i && i < end_ ? rows_[i - begin_].floor.load(std::memory_order_relaxed) : kInfinity;
     }
   }
 
-  void offer(int64_t row, float product, int64_t other) {
-    const int64_t slot = row - begin_;
-    std::lock_guard<Spinlock> lock(lock_[slot]);
-    if (product < floor_[slot].load(std::memory_order_relaxed)) return;
-    entries(slot)[size_[slot]++] = {product, static_cast<int32_t>(other)};
-    if (size_[slot] < capacity_) return;
-    const float floor = keep_band(slot);
-    floor_[slot].store(size_[slot] > capacity_ * 3 / 4 ? kInfinity : floor, std::memory_order_relaxed);
+  void offer(int64_t i, float product, int64_t other) {
+    Row& row = rows_[i - begin_];
+    std::lock_guard<Spinlock> lock(row.lock);
+    if (product < row.floor.load(std::memory_order_relaxed)) return;
+    entries(i)[row.size++] = {product, static_cast<int32_t>(other)};
+    if (row.size == capacity_) row.floor.store(make_room(i, row), std::memory_order_relaxed);
   }
 
-  bool given_up(int64_t row) const { return floor_[row - begin_].load(std::memory_order_relaxed) == kInfinity; }
+  // Too many rows lie too close for the error bound to tell them apart.
+  bool given_up(int64_t i) const { return rows_[i - begin_].floor.load(std::memory_order_relaxed) == kInfinity; }
 
   // The k most similar of a row that was not given up, scored by `dot`, best first.
-  void settle(int64_t row, const Features& features, std::vector<Scored>& best) {
-    keep_band(row - begin_);
-    const Scored* first = entries(row - begin_);
-    best.assign(first, first + size_[row - begin_]);
-    for (Scored& scored : best) {
-      scored.similarity = dot(features.row(row), features.row(scored.index), features.width);
+  void settle(int64_t i, std::vector<Scored>& best) {
+    Row& row = rows_[i - begin_];
+    keep_band(i, row);
+    const Scored* candidate = entries(i);
+    const Scored* end = candidate + row.size;
+    std::sort(entries(i), entries(i) + row.size);
+    best.clear();
+    float worst = kInfinity;
+    for (; candidate < end && static_cast<int>(best.size()) < k_; ++candidate) {
+      best.push_back(scored(i, candidate->index));
+      worst = std::min(worst, best.back().similarity);
     }
+    const float floor = worst - panels_.error_of(i);
+    for (; candidate < end && candidate->similarity >= floor; ++candidate) best.push_back(scored(i, candidate->index));
     std::partial_sort(best.begin(), best.begin() + k_, best.end());
     best.resize(k_);
   }
 
  private:
-  Scored* entries(int64_t slot) { return entry_.begin() + slot * capacity_; }
+  static constexpr int kPatience = 8;  // times a row may be settled early before it is given up
+
+  struct Row {
+    std::atomic<float> floor{-kInfinity};
+    int32_t size = 0;
+    int32_t settled = 0;
+    Spinlock lock;
+  };
+
+  Scored* entries(int64_t i) { return entry_.begin() + (i - begin_) * capacity_; }
+
+  Scored scored(int64_t i, int32_t j) const {
+    return {dot(features_.row(i), features_.row(j), features_.width), j};
+  }
+
+  // Returns the floor of what may still be among the k best.
+  float make_room(int64_t i, Row& row) {
+    const float floor = keep_band(i, row);
+    if (row.size <= capacity_ * 3 / 4) return floor;
+    if (++row.settled > kPatience) return kInfinity;
+    Scored* first = entries(i);
+    for (int t = 0; t < row.size; ++t) first[t] = scored(i, first[t].index);
+    std::nth_element(first, first + k_ - 1, first + row.size);
+    row.size = k_;
+    return first[k_ - 1].similarity - panels_.error_of(i);
+  }
 
   // Drops what is provably not among the k best: two products that differ by more than twice the error bound are in
   // the right order. Returns the floor.
-  float keep_band(int64_t slot) {
-    Scored* first = entries(slot);
-    Scored* last = first + size_[slot];
+  float keep_band(int64_t i, Row& row) {
+    Scored* first = entries(i);
+    Scored* last = first + row.size;
     std::nth_element(first, first + k_ - 1, last);
-    const float floor = first[k_ - 1].similarity - 2 * panels_.error_of(begin_ + slot);
-    last = std::partition(first + k_, last, [floor](const Scored& scored) { return scored.similarity >= floor; });
-    size_[slot] = static_cast<int32_t>(last - first);
+    const float floor = first[k_ - 1].similarity - 2 * panels_.error_of(i);
+    last = std::partition(first + k_, last, [floor](const Scored& entry) { return entry.similarity >= floor; });
+    row.size = static_cast<int32_t>(last - first);
     return floor;
   }
 
+  const Features& features_;
+  const Panels& panels_;
   int64_t begin_, end_;
   int k_, capacity_;
-  const Panels& panels_;
   Array<Scored> entry_;
-  Array<int32_t> size_;
-  std::vector<Spinlock> lock_;
-  Array<std::atomic<float>> floor_;
+  std::vector<Row> rows_;
 };
 
 void multiply(const Kernel& kernel, const Panels& panels, int64_t p, int64_t q, float* product) {
@@ -228,14 +251,14 @@ Neighbours knn(const Features& features, int k, int64_t begin, int64_t end, cons
   }
 
   const Panels panels(features, kernel, run);
-  Candidates candidates(begin, end, k - 1, panels);
+  Candidates candidates(features, panels, begin, end, k - 1);
   collect(kernel, panels, begin, end, features.n, run, candidates);
 
   parallel_blocks(end - begin, kRows, run, [&] {
     return [&, best = std::vector<Scored>()](int64_t from, int64_t to) mutable {
       for (int64_t i = begin + from; i < begin + to; ++i) {
         if (candidates.given_up(i)) continue;
-        candidates.settle(i, features, best);
+        candidates.settle(i, best);
         result.write(i, best);
       }
     };
