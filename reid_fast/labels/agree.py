@@ -1,4 +1,4 @@
-"""Comparing two labelings of the same images by contingency counts, never N×N (methods.md §5.1, §9, §12.3)."""
+"""Comparing two labelings of the same images by contingency counts (methods.md §5.1, §9, §12.3)."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ def refine(
     ratio: float = 1.0,
     norm: Literal["reference", "mean"] = "reference",
 ) -> np.ndarray:
-    """Cluster refinement of CACL: set apart the images whose tight sub-cluster lies far from its cluster (§9).
+    """Cluster refinement of CACL: set apart images whose tight sub-cluster lies far from its cluster (§9).
 
     Args:
         labels: [N] DBSCAN labels at eps, -1 for outliers.
         tight: [N] the same at the tight eps.
         graph: [N, N] Jaccard distances built at `reid_fast.ops.jaccard.BELOW_ONE`: what it lacks lies at 1.
         ratio: keep an image iff ratio·D_T ≤ D_C.
-        norm: "reference" divides each image's cross distances by its n² (the published code: it dissolves the larger
-            part of a split cluster); "mean" takes the mean cross distance of the sub-cluster.
+        norm: "reference" divides each image's cross distances by its n² (the published code: it dissolves the
+            larger part of a split cluster); "mean" takes the mean cross distance of the sub-cluster.
 
     Returns:
         labels [N] int64, every image in a class, some numbers unused.
