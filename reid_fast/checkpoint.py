@@ -1,0 +1,99 @@
+"""The run folder: everything is written to a temporary name, flushed and renamed, so a kill leaves whole files."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
+
+from reid_fast.errors import UserError
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file so that a kill at any instant leaves the old one or the new one.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; the old file is still there.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"could not write {path} ({error}): free some space, then continue with --resume"
+        ) from None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole."""
+    write_whole(path, lambda file: file.write(json.dumps(content, indent=2).encode() + b"\n"))
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Write last.pt: tensors, numbers, strings and containers of them."""
+    write_whole(folder / "last.pt", lambda file: torch.save(state, file))
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """Read last.pt onto the CPU.
+
+    Raises:
+        UserError: it is not a checkpoint, or is cut short.
+    """
+    path = folder / "last.pt"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or "format" not in state:
+            raise pickle.UnpicklingError("no reid-fast state in it")
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"{path} is damaged or not a checkpoint of reid-fast ({reason}): "
+            "restore it from a copy, or start again with another --logs-dir"
+        ) from None
+    return state
+
+
+def export(folder: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
+    """Write model.safetensors and model.json: what inference needs."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(folder / "model.safetensors", lambda file: file.write(tensors_to_bytes(whole)))
+    write_json(folder / "model.json", description)
+
+
+def load_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `export` wrote.
+
+    Raises:
+        UserError: not a run folder, or a damaged file.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no run folder {folder}")
+    try:
+        description = json.loads((folder / "model.json").read_text())
+        tensors = tensors_from_bytes((folder / "model.safetensors").read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} holds no finished epoch: {Path(error.filename).name} is missing") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"the model in {folder} is damaged ({error}): restore it from a copy or train again"
+        ) from None
+    return tensors, description

@@ -1,0 +1,43 @@
+"""Where a run computes, and in which precision."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from reid_fast.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("only cpu and cuda are supported")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used ({str(error).splitlines()[0]})") from None
+    return device
+
+
+def amp_dtype(device: torch.device, wanted: bool) -> torch.dtype | None:
+    """The autocast type: bfloat16 where the device computes in it, else float16; None for full precision."""
+    if not wanted:
+        return None
+    if device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float16
+
+
+def make_deterministic() -> None:
+    """Let PyTorch use only kernels that give the same bits every time; call before CUDA starts."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)

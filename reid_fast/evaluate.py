@@ -1,0 +1,140 @@
+"""Score an encoder on a data set: `python -m reid_fast.evaluate RUN_FOLDER --dataset market1501 --data-dir DATA`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from tyro.conf import Positional, arg
+
+from reid_fast import checkpoint
+from reid_fast.config import Config
+from reid_fast.data.dali import MEAN, STD, ImageStream
+from reid_fast.data.open import open_set
+from reid_fast.data.records import ReidSet
+from reid_fast.device import amp_dtype, pick_device
+from reid_fast.errors import UserError, exit_on_user_error
+from reid_fast.labels.extract import extract
+from reid_fast.log import Log, score_table
+from reid_fast.metrics import Scores, rank_scores
+from reid_fast.models.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score the encoder of a run folder: mAP, CMC and mINP under the field's same-camera rule."""
+
+    run_folder: Positional[Path]
+    """what `--logs-dir` was, or was chosen, in training"""
+    dataset: Annotated[str, arg(aliases=["-d"])] = "synthetic"
+    """synthetic, market1501, dukemtmcreid, msmt17, personx, veri776 or folder"""
+    data_dir: Path | None = None
+    """the data set's folder, or one that holds it"""
+    pattern: str | None = None
+    """folder only: a regular expression on file names with the groups `cam` and `pid`"""
+    skip_bad_images: bool = False
+    """leave out unreadable pictures and count them, instead of stopping"""
+    output: Path | None = None
+    """the JSON file to write; by default RUN_FOLDER/evaluate-DATASET.json"""
+    batch_size: Annotated[int, arg(aliases=["-b"])] = 256
+    """pictures at once"""
+    workers: Annotated[int, arg(aliases=["-j"])] = 2
+    """CPU threads that decode pictures"""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N"""
+    amp: bool = False
+    """extract features in mixed precision"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line: exit code 0, or 2 with one sentence on bad input."""
+    with exit_on_user_error():
+        evaluate(tyro.cli(EvaluateConfig, args=argv))
+
+
+def evaluate(config: EvaluateConfig) -> Scores:
+    """Score a run folder's encoder, print a table and write JSON."""
+    log = Log()
+    device = pick_device(config.device)
+    encoder, description = load_encoder(config.run_folder)
+    data = open_set(
+        config.dataset, config.data_dir, config.pattern, config.skip_bad_images, config.workers, log
+    )
+    if data.query is None:
+        raise UserError(f"{config.dataset} has no queries and gallery to evaluate on")
+    scores = score_encoder(
+        encoder.to(device, memory_format=torch.channels_last),
+        data,
+        (description["height"], description["width"]),
+        log,
+        amp=amp_dtype(device, config.amp),
+        batch_size=config.batch_size,
+        threads=config.workers,
+    )
+    log.say(score_table({config.dataset: asdict(scores)}))
+    output = config.output or config.run_folder / f"evaluate-{config.dataset}.json"
+    checkpoint.write_json(output, {"dataset": config.dataset, **asdict(scores), "model": description})
+    log.say(f"written to {output}")
+    return scores
+
+
+def score_encoder(
+    encoder: Encoder,
+    data: ReidSet,
+    size: tuple[int, int],
+    log: Log,
+    *,
+    amp: torch.dtype | None = None,
+    batch_size: int = 256,
+    threads: int = 2,
+) -> Scores:
+    """Extract the features of queries and gallery and rank them, on the encoder's device."""
+    device = next(encoder.parameters()).device
+    features = []
+    for part in (data.query, data.gallery):
+        stream = ImageStream(part.paths, size, batch_size=batch_size, device=device, threads=threads)
+        with log.progress("evaluating") as report:
+            features.append(extract(encoder, stream, batch_size=batch_size, amp=amp, progress=report))
+    query, gallery = features
+    return rank_scores(query, data.query.pids, data.query.cams, gallery, data.gallery.pids, data.gallery.cams)
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """What inference must know of an exported encoder."""
+    return {
+        "arch": config.arch,
+        "pooling_type": config.pooling_type,
+        "height": config.height,
+        "width": config.width,
+        "mean": MEAN,
+        "std": STD,
+        "resize": "bicubic, antialiased, aspect ratio not kept",
+        "colour": "RGB in [0, 1] before mean and std",
+        "feature": "after the neck, L2-normalised",
+    }
+
+
+def load_encoder(folder: Path) -> tuple[Encoder, dict[str, Any]]:
+    """The encoder of a run folder, in eval mode, and its description.
+
+    Raises:
+        UserError: not a run folder, or its two files do not fit each other.
+    """
+    tensors, description = checkpoint.load_export(folder)
+    try:
+        encoder = Encoder(description["arch"], description["pooling_type"])
+        encoder.load_state_dict(tensors)
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"model.safetensors and model.json in {folder} do not fit each other ({reason})"
+        ) from None
+    return encoder.eval(), description
+
+
+if __name__ == "__main__":
+    main()

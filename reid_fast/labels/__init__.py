@@ -1,0 +1,1 @@
+"""Features to pseudo labels: extraction, the Jaccard graph, comparing labelings."""

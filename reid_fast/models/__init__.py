@@ -1,0 +1,1 @@
+"""The networks: backbones, normalisation layers, the encoder."""

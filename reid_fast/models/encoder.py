@@ -1,0 +1,68 @@
+"""Pictures to unit features: backbone, pooling, BNNeck."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reid_fast.errors import UserError
+from reid_fast.models.norm import GroupedBatchNorm1d, set_bn_group
+from reid_fast.models.resnet import ARCHS, ResNet
+
+POOLINGS = ("avg", "gem")
+
+
+class GeM(nn.Module):
+    """Generalised-mean pooling with one trainable exponent (Radenović et al., TPAMI 2019)."""
+
+    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor([p]))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D, H, W] -> [B, D] float32."""
+        return x.float().clamp(min=self.eps).pow(self.p).mean((2, 3)).pow(1 / self.p)
+
+
+class AveragePool(nn.Module):
+    """Global average pooling."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D, H, W] -> [B, D] float32."""
+        return x.mean((2, 3), dtype=torch.float32)
+
+
+class Encoder(nn.Module):
+    """ResNet, pooling and a BNNeck with its bias frozen at 0 (Luo et al., "Bag of Tricks", CVPRW 2019)."""
+
+    def __init__(self, arch: str, pooling: str = "avg", bn_group: int = 0, stem_relu: bool = True) -> None:
+        """Put the parts together, with random weights.
+
+        Args:
+            arch: a key of `ARCHS`; another name is a `UserError`.
+            pooling: one of `POOLINGS`.
+            bn_group: images per BatchNorm group in training; 0 takes the whole batch.
+            stem_relu: see `ResNet`.
+        """
+        super().__init__()
+        if arch not in ARCHS:
+            raise UserError(f"--arch {arch} is not known: choose from {', '.join(ARCHS)}")
+        self.backbone = ResNet(ARCHS[arch], stem_relu)
+        self.pool = GeM() if pooling == "gem" else AveragePool()
+        self.width = self.backbone.c_out
+        self.neck = GroupedBatchNorm1d(self.width)
+        self.neck.bias.requires_grad_(False)
+        set_bn_group(self, bn_group)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D] float32, before the neck."""
+        return self.pool(self.backbone(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D] float32 unit rows: what is contrasted, clustered and retrieved."""
+        # The neck and the norm stay in float32: the memory and the clustering live on what they return.
+        pooled = self.pooled(images)
+        with torch.autocast(pooled.device.type, enabled=False):
+            return F.normalize(self.neck(pooled))

@@ -1,0 +1,294 @@
+"""Cluster, then train, epoch after epoch: `python -m reid_fast.train --method cc --amp`."""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reid_fast import checkpoint, folder
+from reid_fast.config import Config, parse, to_json
+from reid_fast.data.augment import Augmentation, draw
+from reid_fast.data.batch import Batch
+from reid_fast.data.dali import ImageStream
+from reid_fast.data.open import open_set
+from reid_fast.data.records import ReidSet
+from reid_fast.device import amp_dtype, make_deterministic, pick_device
+from reid_fast.errors import UserError, exit_on_user_error
+from reid_fast.evaluate import describe, score_encoder
+from reid_fast.labels.cluster import Clock, jaccard_graph
+from reid_fast.labels.extract import extract
+from reid_fast.log import SCORES, Log, read_metrics, score_table
+from reid_fast.methods import Method, method_class, method_names
+from reid_fast.metrics import check_evaluable, label_scores
+from reid_fast.models.encoder import Encoder
+
+FORMAT = 1
+CHECK_STEPS = {"cpu": 1, "cuda": 20}  # steps between looks at the loss: on CUDA a look waits for the GPU
+
+
+@dataclass
+class Position:
+    """Where a run stands; saved with it."""
+
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps of the epoch under way; 0: it has no labels yet
+    labels: Tensor | None = None  # [N] int64, of the epoch under way
+    loss: float = 0.0  # summed over its steps
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage
+
+
+@dataclass
+class Run:
+    """The parts of a run."""
+
+    config: Config
+    folder: Path
+    log: Log
+    device: torch.device
+    amp: torch.dtype | None
+    data: ReidSet
+    method: Method
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    plain: ImageStream  # resized pictures, to extract features from
+    training: ImageStream  # augmented views
+    at: Position
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line: exit code 0, or 2 with one sentence on bad input."""
+    with exit_on_user_error():
+        config, origin = parse(argv, method_names(), method_settings)
+        if config.show_config:
+            for name, value in to_json(config).items():
+                print(f"{name:<16} {value!s:<24} {origin[name]}")
+        else:
+            train(config)
+
+
+def train(config: Config) -> Path:
+    """Train from the start, or from the last checkpoint on, and return the run folder."""
+    run = build(config)
+    at = run.at
+    if at.epoch == at.step == 0:
+        finish_epoch(run, {"epoch": 0, "seconds": {}})  # the scores of the untrained network
+    while at.epoch < config.epochs:
+        if at.step == 0:
+            at.labels = torch.from_numpy(label_pictures(run))
+        train_epoch(run)
+        row = epoch_row(run)
+        run.at = at = Position(epoch=at.epoch + 1)
+        finish_epoch(run, row)
+        checkpoint.export(run.folder, run.method.model.state_dict(), describe(config))
+        save(run)
+    summarise(run)
+    return run.folder
+
+
+def build(config: Config) -> Run:
+    """Open the data and put the parts together; with `--resume`, as they were at the last checkpoint."""
+    torch.manual_seed(config.seed)
+    if config.deterministic:
+        make_deterministic()
+    device = pick_device(config.device)
+    amp = amp_dtype(device, config.amp)
+    data = open_set(
+        config.dataset, config.data_dir, config.pattern, config.skip_bad_images, config.workers, Log()
+    )
+    if data.query is not None:
+        check_evaluable(data.query.pids, data.query.cams, data.gallery.pids, data.gallery.cams)
+    method = method_class(config.method)(config, data.train)
+    method.to(device, memory_format=torch.channels_last)
+    weights = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
+
+    path = folder.choose(config)
+    at, last_epoch = Position(), -1
+    if config.resume and (path / "last.pt").exists():
+        state = checkpoint.load(path)
+        folder.check_same(state, config, FORMAT, path)
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        at = Position(**state["at"])
+        last_epoch = at.epoch
+    folder.describe(path, config)
+    log = Log(path, last_epoch=last_epoch, tensorboard=config.tensorboard)
+    log.say(f"{config.method} on {config.dataset}, {config.arch}, {device}, {amp or 'float32'} -> {path}")
+    stream = {"size": config.size, "device": device, "threads": config.workers}
+    return Run(
+        config, path, log, device, amp, data, method, optimizer, scaler,
+        plain=ImageStream(data.train.paths, batch_size=256, **stream),
+        training=ImageStream(data.train.paths, views=method.views, batch_size=config.batch_size, **stream),
+        at=at,
+    )  # fmt: skip
+
+
+def label_pictures(run: Run) -> np.ndarray:
+    """Cluster the training pictures and fill the memory: [N] int64 pseudo labels."""
+    config, method, clock = run.config, run.method, Clock(run.at.seconds)
+
+    def extract_features(encoder: Encoder) -> Tensor:
+        with run.log.progress("extracting") as report:
+            return extract(encoder, run.plain, amp=run.amp, progress=report)
+
+    with clock.stage("extract"):
+        features = method.features(extract_features)
+    graph = jaccard_graph(features, config.k1, config.k2, method.max_distance, clock)
+    with clock.stage("dbscan"):
+        labels = method.labels(graph)
+    if labels.max() < 0:
+        raise UserError(
+            f"epoch {run.at.epoch + 1} found no cluster among {len(labels)} pictures: raise --eps "
+            "or lower --min-samples, or check that the pictures show several people more than once"
+        )
+    with clock.stage("memory"):
+        method.fill_memory(features, labels)
+    run.at.seconds = dict(clock)
+    return labels
+
+
+def train_epoch(run: Run) -> None:
+    """Run the steps of one epoch that are still to do."""
+    config, method, at, clock = run.config, run.method, run.at, Clock(run.at.seconds)
+    for group in run.optimizer.param_groups:
+        group["lr"] = method.lr(at.epoch)
+    method.train()
+    plan = method.plan(at.labels.numpy(), at.epoch)
+    unread: list[Tensor] = []  # losses that the host has not looked at yet
+    with run.log.progress("training") as report, clock.stage("train") as lap:
+        for batch in batches(run, plan):
+            with torch.autocast(run.device.type, run.amp, enabled=run.amp is not None):
+                loss = sum(method.loss(batch).values())
+            run.optimizer.zero_grad()
+            run.scaler.scale(loss).backward()
+            run.scaler.step(run.optimizer)
+            run.scaler.update()
+            method.after_step(batch)
+            at.step += 1
+            unread.append(loss.detach())
+            report(at.step * config.batch_size, plan.size)
+            saving = at.step % config.save_steps == 0 and at.step < len(plan)
+            if saving or at.step == len(plan) or len(unread) == CHECK_STEPS[run.device.type]:
+                read_losses(run, unread, plan)
+            if saving:
+                lap()
+                at.seconds = dict(clock)
+                save(run)
+    at.seconds = dict(clock)
+
+
+def batches(run: Run, plan: np.ndarray) -> Iterator[Batch]:
+    """The batches of `plan` [iters, B] from the current step on."""
+    config, at, views = run.config, run.at, run.method.views
+    labels = at.labels.to(run.device)
+    cams = torch.from_numpy(run.data.train.cams).to(run.device)
+    first = at.step
+
+    def wanted() -> Iterator[tuple[np.ndarray, list[Augmentation]]]:
+        for step in range(first, len(plan)):
+            positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
+            yield (
+                plan[step],
+                [
+                    draw(view, config.size, positions, seed=config.seed, epoch=at.epoch, number=number)
+                    for number, view in enumerate(views)
+                ],
+            )
+
+    for indices, pictures in zip(plan[first:], run.training(wanted()), strict=True):
+        index = torch.from_numpy(indices).to(run.device, non_blocking=True)
+        yield Batch(pictures, labels[index], index, cams[index])
+
+
+def read_losses(run: Run, unread: list[Tensor], plan: np.ndarray) -> None:
+    """Add up the losses that are still on the device; stop at one that is not finite, with its batch saved."""
+    values = torch.stack(unread).tolist()
+    for step, value in enumerate(values, run.at.step - len(values)):
+        if not math.isfinite(value):
+            path = run.folder / "nonfinite.json"
+            paths = [str(run.data.train.paths[i]) for i in plan[step]]
+            checkpoint.write_json(
+                path, {"epoch": run.at.epoch + 1, "step": step, "loss": str(value), "batch": paths}
+            )
+            raise UserError(
+                f"the loss of epoch {run.at.epoch + 1}, step {step} is {value}: its batch is listed in {path}; "
+                "lower --lr or train without --amp, continuing from the last checkpoint"
+            )
+        run.at.loss += value
+    unread.clear()
+
+
+def epoch_row(run: Run) -> dict[str, Any]:
+    """What metrics.jsonl says of the epoch that has just been trained, without scores."""
+    config, at, labels = run.config, run.at, run.at.labels.numpy()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if run.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(run.device) / 2**20
+    return {
+        "epoch": at.epoch + 1,
+        "clusters": int(labels.max()) + 1,
+        "outliers": int((labels < 0).sum()),
+        "loss": at.loss / at.step,
+        "lr": run.method.lr(at.epoch),
+        **label_scores(labels, run.data.train.pids),
+        "seconds": at.seconds,
+        "images_per_second": at.step * config.batch_size / at.seconds["train"],
+        "peak_memory_mb": peak,
+    }
+
+
+def finish_epoch(run: Run, row: dict[str, Any]) -> None:
+    """Evaluate if it is due, and record the epoch."""
+    config, epoch = run.config, row["epoch"]
+    if run.data.query is not None and (epoch % config.eval_step == 0 or epoch == config.epochs):
+        clock = Clock(row["seconds"])
+        with clock.stage("evaluate"):
+            scores = score_encoder(
+                run.method.model, run.data, config.size, run.log, amp=run.amp, threads=config.workers
+            )
+        row |= {name: getattr(scores, name) for name in SCORES} | {"seconds": dict(clock)}
+    run.log.epoch(row, config.epochs)
+
+
+def save(run: Run) -> None:
+    """Write all state to last.pt."""
+    state = {
+        "format": FORMAT,
+        "config": to_json(run.config),
+        "method": run.method.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "at": asdict(run.at),
+    }
+    checkpoint.save(run.folder, state)
+
+
+def summarise(run: Run) -> None:
+    """Print the scores before training, at the end, and of the best epoch."""
+    scored = {row["epoch"]: row for row in read_metrics(run.folder / "metrics.jsonl") if "mAP" in row}
+    if scored:
+        best = max(scored, key=lambda epoch: scored[epoch]["mAP"])
+        names = {"untrained": min(scored), f"last epoch ({max(scored)})": max(scored),
+                 f"best on the test set (epoch {best})": best}  # fmt: skip
+        run.log.say(score_table({name: scored[epoch] for name, epoch in names.items()}))
+    run.log.say(f"model and metrics are in {run.folder}")
+
+
+def method_settings(method: str, dataset: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """The layers that a method lays over the defaults."""
+    cls = method_class(method)
+    return [(f"method {method}", cls.defaults), (f"{method} on {dataset}", cls.recipes.get(dataset, {}))]
+
+
+if __name__ == "__main__":
+    main()
