@@ -83,6 +83,8 @@ def _prepare(
     features: Features, k1: int, k2: int, max_distance: float, neighbours: Neighbours | None
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Unit rows, the ranking [N, K] int32 and its cosines [N, K] float32 on the CPU, and the clipped k2."""
+    if k1 < 1:
+        raise ValueError(f"k1 must be at least 1, not {k1}")
     if not 1 <= k2 <= k1:
         raise ValueError(f"k2 must lie in 1..k1 = {k1}, not {k2}")
     if not 0 <= max_distance < 1:
