@@ -88,15 +88,13 @@ py::tuple py_jaccard_graph(const CArray<float>& rows, const CArray<int32_t>& ind
   const Ranking ranking = ranking_of(index, similarity, features.n);
   require(1 <= k2 && k2 <= ranking.k, "k2 must lie in 1..K");
   require(0 <= max_distance && max_distance < 1, "max_distance must lie in [0, 1)");
-  std::string fault;
+  const std::string fault = without_gil([&](const Run& run) { return fault_of(ranking, run); });
+  require(fault.empty(), "neighbours: " + fault);
   SparseRows graph = without_gil([&](const Run& run) {
-    fault = fault_of(ranking, run);
-    if (!fault.empty()) return SparseRows();
     SparseRows weights = expansion_weights(features, ranking, run);
     if (k2 > 1) weights = query_expansion(weights, ranking, k2, run);
     return threshold_graph(weights, features.n, max_distance, run);
   });
-  require(fault.empty(), fault);
   return to_csr(std::move(graph));
 }
 

@@ -70,7 +70,8 @@ std::vector<std::string> similarity_kernels();
 // Rows [begin, end) of the exact kNN by (similarity descending, index ascending), the row itself first.
 Neighbours knn(const Features& features, int k, int64_t begin, int64_t end, const std::string& kernel, const Run& run);
 
-// An empty text, or what is wrong with the first bad row: out of range, not itself first, a neighbour twice.
+// An empty text, or what is wrong with the first bad row: out of range, not itself first, a neighbour twice, no cosine.
+// The other stages rely on a sound ranking.
 std::string fault_of(const Ranking& ranking, const Run& run);
 
 // V: k-reciprocal sets, expanded, with softmax weights of the cosines; indices ascend (steps 3 to 5).

@@ -62,6 +62,7 @@ void dbscan(const Graph<Offset, Index, Value>& graph, Value eps, int64_t min_sam
   }
 }
 
+template void dbscan(const Graph<int64_t, int32_t, float>&, float, int64_t, int64_t*);
 template void dbscan(const Graph<int32_t, int32_t, float>&, float, int64_t, int64_t*);
 template void dbscan(const Graph<int32_t, int32_t, double>&, double, int64_t, int64_t*);
 template void dbscan(const Graph<int64_t, int64_t, float>&, float, int64_t, int64_t*);

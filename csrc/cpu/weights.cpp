@@ -1,4 +1,6 @@
 // Reciprocal sets, their expansion, the weights and the query expansion (methods.md §1.10, steps 3 to 6).
+#include <cmath>
+
 #include "cpu/dot.h"
 #include "cpu/parallel.h"
 #include "rows.h"
@@ -8,6 +10,7 @@ namespace reid_fast {
 namespace {
 
 constexpr int64_t kBlock = 256;
+constexpr float kLargestCosine = 1.001f;  // of unit rows, rounding included
 
 struct OwnedSets {
   Array<int32_t> member, size;
@@ -56,20 +59,27 @@ void append_weights(const Features& features, const Ranking& ranking, int64_t i,
   block.index.insert(block.index.end(), members, members + size);
 }
 
-REID_VECTOR_VARIANTS bool row_is_sound(const Ranking& ranking, int64_t i) {
+REID_VECTOR_VARIANTS bool is_sound(const Ranking& ranking, int64_t i) {
   const int32_t* row = ranking.index + i * ranking.k;
+  const float* cosine = ranking.similarity + i * ranking.k;
   bool sound = row[0] == i;
-  for (int t = 0; t < ranking.k; ++t) sound &= row[t] >= 0 && row[t] < ranking.n && !contains(row, t, row[t]);
+  for (int t = 0; t < ranking.k; ++t) {
+    sound &= row[t] >= 0 && row[t] < ranking.n && !contains(row, t, row[t]) && std::fabs(cosine[t]) <= kLargestCosine;
+  }
   return sound;
 }
 
 std::string fault_of_row(const Ranking& ranking, int64_t i) {
   const int32_t* row = ranking.index + i * ranking.k;
-  const std::string name = "neighbours: row " + std::to_string(i);
+  const std::string name = "row " + std::to_string(i);
   for (int t = 0; t < ranking.k; ++t) {
-    if (row[t] < 0 || row[t] >= ranking.n) return name + " names " + std::to_string(row[t]) + ", a row that does not exist";
+    if (row[t] < 0 || row[t] >= ranking.n) return name + " names " + std::to_string(row[t]) + ", which does not exist";
   }
-  return name + (row[0] == i ? " names a neighbour twice" : " does not begin with itself");
+  if (row[0] != i) return name + " does not begin with itself";
+  for (int t = 0; t < ranking.k; ++t) {
+    if (contains(row, t, row[t])) return name + " names " + std::to_string(row[t]) + " twice";
+  }
+  return name + " holds a similarity that is no cosine";
 }
 
 }  // namespace
@@ -79,7 +89,7 @@ std::string fault_of(const Ranking& ranking, const Run& run) {
   parallel_blocks(ranking.n, kBlock, run, [&] {
     return [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        if (row_is_sound(ranking, i)) continue;
+        if (is_sound(ranking, i)) continue;
         for (int64_t seen = first; i < seen && !first.compare_exchange_weak(seen, i);) {
         }
         return;
