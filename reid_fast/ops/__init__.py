@@ -1,8 +1,16 @@
 """One op a file: the reference in plain PyTorch or NumPy, the registration, the docstring."""
 
+from reid_fast.ops.camera_nce import camera_nce as camera_nce
+from reid_fast.ops.camera_nce import camera_weights as camera_weights
+from reid_fast.ops.cluster_attention import cluster_attention as cluster_attention
+from reid_fast.ops.cluster_attention import received_attention as received_attention
 from reid_fast.ops.cluster_nce import cluster_nce as cluster_nce
 from reid_fast.ops.cluster_step import cluster_step as cluster_step
 from reid_fast.ops.dbscan import dbscan as dbscan
+from reid_fast.ops.hybrid_nce import ClassMeans as ClassMeans
+from reid_fast.ops.hybrid_nce import class_means as class_means
+from reid_fast.ops.hybrid_nce import hybrid_nce as hybrid_nce
+from reid_fast.ops.hybrid_nce import hybrid_update as hybrid_update
 from reid_fast.ops.jaccard import jaccard_distance as jaccard_distance
 from reid_fast.ops.jaccard import jaccard_graph as jaccard_graph
 from reid_fast.ops.knn import knn as knn

@@ -88,7 +88,7 @@ def fake_loss(x: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
 
 
 class Attach(torch.autograd.Function):
-    """`loss`, with `gradient` to x: torch.library registers no autograd for an op that changes an argument."""
+    """`loss`, with `gradient` to x: torch.library gives an op that changes an argument no autograd."""
 
     @staticmethod
     def forward(

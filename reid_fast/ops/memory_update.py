@@ -1,4 +1,4 @@
-"""Momentum updates of a prototype memory (Cluster Contrast, arXiv 2103.11568, §3.3; DCCC, arXiv 2303.06810)."""
+"""Momentum updates of a memory (Cluster Contrast, arXiv 2103.11568, §3.3; DCCC, arXiv 2303.06810)."""
 
 from __future__ import annotations
 
