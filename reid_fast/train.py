@@ -26,8 +26,8 @@ from reid_fast.evaluate import describe, score_encoder
 from reid_fast.labels.cluster import Clock, jaccard_graph
 from reid_fast.labels.extract import extract
 from reid_fast.log import SCORES, Log, read_metrics, score_table
-from reid_fast.metrics import check_evaluable, label_scores
 from reid_fast.methods import Method, method_class, method_names
+from reid_fast.metrics import check_evaluable, label_scores
 from reid_fast.models.encoder import Encoder
 
 FORMAT = 1

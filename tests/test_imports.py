@@ -4,10 +4,11 @@ import ast
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
+ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "reid_fast"
 LEAVES = {"checkpoint", "config", "device", "errors", "folder", "log", "metrics"}
 BELOW = {  # what each room may import, beside itself and the leaves
@@ -94,6 +95,7 @@ OPTIONAL = (
 )
 WITHOUT = """
 import sys
+from pathlib import Path
 for name in {names!r}:
     sys.modules[name] = None
 import torch

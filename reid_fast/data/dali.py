@@ -25,7 +25,7 @@ PLAIN: tuple[View, ...] = ()  # resize and normalise only: what features are ext
 class ImageStream:
     """A DALI pipeline over one list of files; pictures come out in the order that is asked for.
 
-    One stream holds its threads and buffers as long as it lives. It works without a GPU: then all stages run on the CPU.
+    One stream holds its threads and buffers as long as it lives. Without a GPU all its stages run on the CPU.
     """
 
     def __init__(

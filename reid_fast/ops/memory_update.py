@@ -1,11 +1,65 @@
-"""Momentum updates of a prototype memory (methods.md §2 updates A and B, §10, §12.2)."""
+"""Momentum updates of a prototype memory (Cluster Contrast, arXiv 2103.11568, §3.3; DCCC, arXiv 2303.06810)."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
-MODES = ("serial", "hard", "weighted")
+from reid_fast.ops import fused
+
+MODES = ("serial", "hard", "weighted", "pick")
+
+
+def memory_update(
+    memory: Tensor,
+    x: Tensor,
+    labels: Tensor,
+    momentum: float,
+    mode: str = "serial",
+    temperature: float | None = None,
+    *,
+    scores: Tensor | None = None,
+) -> None:
+    """Update the rows of `memory` named by `labels`, in place, from the unit rows `x`; each row is unit again
+    after.
+
+    serial    for i = 0..B-1 in batch order: c ← m·c + (1-m)·x_i, then c ← c/‖c‖ (Cluster Contrast's momentum
+              update).
+    hard      once per cluster, with its least similar member, the first one on ties (Cluster Contrast's hard
+              update).
+    weighted  once per cluster, with Σ_j w_j x_j, w = softmax_j(-x_j·c / temperature); its mean as temperature
+              → ∞ (DCCC).
+    pick      once per cluster, with the member of the highest score, the first one on ties (hardest positives
+              of RCL).
+
+    Args:
+        memory: [C, D] contiguous unit rows, float32 or bfloat16 (accumulated in float32).
+        x: [B, D] unit rows, any float type.
+        labels: [B] int64 in [0, C); a row may be named any number of times, or never.
+        momentum: m, the share of the old row that is kept.
+        mode: one of `MODES`.
+        temperature: the softmax weights' temperature, for "weighted" only.
+        scores: [B], for "pick" only.
+
+    Raises:
+        ValueError: an unknown mode, a mode without its argument, or a memory that is not contiguous.
+    """
+    check(memory, mode, temperature, scores)
+    _op(memory, x.detach(), labels, momentum, mode, temperature, scores)
+
+
+def check(memory: Tensor, mode: str, temperature: float | None, scores: Tensor | None) -> None:
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    if mode == "weighted" and temperature is None:
+        raise ValueError('mode="weighted" needs a temperature')
+    if mode == "pick" and scores is None:
+        raise ValueError('mode="pick" needs scores')
+    if not memory.is_contiguous():
+        raise ValueError("memory must be contiguous: it is updated in place")
 
 
 def memory_update_ref(
@@ -15,37 +69,85 @@ def memory_update_ref(
     momentum: float,
     mode: str = "serial",
     temperature: float | None = None,
+    scores: Tensor | None = None,
 ) -> None:
-    """Update the rows of `memory` named by `labels`, in place, from the unit rows `x`.
+    """`memory_update` in plain PyTorch: the definition of the op, and its CPU implementation.
 
-    serial    for i = 0..B-1 in batch order: c ← m·c + (1-m)·x_i, then c ← c/‖c‖ (Cluster Contrast's momentum update).
-    hard      once per cluster, with its least similar member, the first one on ties (Cluster Contrast's hard update).
-    weighted  once per cluster, with Σ_j w_j x_j, w = softmax_j(-x_j·c / temperature) (DCCC).
-
-    Args:
-        memory: [C, D] unit rows, float32 or bfloat16.
-        x: [B, D] unit rows, any float type.
-        labels: [B] int64 in [0, C); a row may be named any number of times, or never.
-        momentum: the share of the old row that is kept.
-        mode: one of `MODES`.
-        temperature: the softmax weights' temperature, for "weighted" only.
+    The clusters advance side by side, each by one member a round; larger ones first, so that a round is a
+    prefix.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
-    if mode == "weighted" and temperature is None:
-        raise ValueError('mode="weighted" needs a temperature')
-    x = x.detach().float()
-    for label in labels.unique().tolist():
-        members = x[labels == label]
-        row = memory[label].float()
-        if mode == "hard":
-            members = members[(members @ row).argmin()][None]
-        elif mode == "weighted":
-            members = torch.softmax(-(members @ row) / temperature, dim=0)[None] @ members
-        for member in members:
-            row = momentum * row + (1 - momentum) * member
-            row = row / row.norm()
-        memory[label] = row.to(memory.dtype)
+    groups = defaultdict(list)
+    for position, label in enumerate(labels.tolist()):
+        groups[label].append(position)
+    x = x.to(fused.widen(memory).dtype)
+    touched = torch.tensor(sorted(groups, key=lambda label: -len(groups[label])), device=memory.device)
+    members = [groups[label] for label in touched.tolist()]
+    rows = fused.widen(memory[touched])
+    if mode == "serial":
+        for turn in range(len(members[0])):
+            now = [group[turn] for group in members if len(group) > turn]
+            _blend(rows[: len(now)], x[now], momentum)
+    else:
+        _blend(rows, _representatives(rows, x, members, mode, temperature, scores), momentum)
+    memory[touched] = rows.to(memory.dtype)
 
 
-memory_update = memory_update_ref
+def _blend(rows: Tensor, x: Tensor, momentum: float) -> None:
+    rows.mul_(momentum).add_(x, alpha=1 - momentum)
+    rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
+
+
+def _representatives(
+    rows: Tensor,
+    x: Tensor,
+    members: list[list[int]],
+    mode: str,
+    temperature: float | None,
+    scores: Tensor | None,
+) -> Tensor:
+    """[clusters, D]: what each cluster's row is blended with."""
+    order = [position for group in members for position in group]
+    owner = torch.tensor([i for i, group in enumerate(members) for _ in group], device=x.device)
+    if mode != "pick":
+        scores = x.new_empty(len(x))
+        scores[order] = -(x[order] * rows[owner]).sum(1)
+    value = scores.tolist()
+    hardest = [max(group, key=value.__getitem__) for group in members]  # the first one on ties
+    if mode != "weighted":
+        return x[hardest]
+    weights = ((scores[order] - scores[hardest][owner]) / temperature).exp_()
+    total = weights.new_zeros(len(members)).index_add_(0, owner, weights)
+    return torch.zeros_like(rows).index_add_(0, owner, x[order] * (weights / total[owner])[:, None])
+
+
+# The op's own argument is `rule`: torch's functionalisation of mutable ops (2.13) cannot pass one called
+# `mode`.
+@custom_op("reid_fast::memory_update", mutates_args=("memory",), device_types="cpu")
+def _op(
+    memory: Tensor,
+    x: Tensor,
+    labels: Tensor,
+    momentum: float,
+    rule: str,
+    temperature: float | None,
+    scores: Tensor | None,
+) -> None:
+    memory_update_ref(memory, x, labels, momentum, rule, temperature, scores)
+
+
+@_op.register_kernel("cuda")
+def _launch(
+    memory: Tensor,
+    x: Tensor,
+    labels: Tensor,
+    momentum: float,
+    rule: str,
+    temperature: float | None,
+    scores: Tensor | None,
+) -> None:
+    fused.kernels("memory_update").update(memory, x, labels, momentum, rule, temperature, scores)
+
+
+@_op.register_fake
+def _(*_: object) -> None:
+    return None
