@@ -46,7 +46,7 @@ def replace(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def refused(capsys: pytest.CaptureFixture[str], run, *argv: object) -> str:  # noqa: ANN001
+def refused(capsys: pytest.CaptureFixture[str], run, *argv: object) -> str:
     """Run a command line that must end in exit code 2, and return its sentence."""
     with pytest.raises(SystemExit) as stop:
         run([str(arg) for arg in argv])
