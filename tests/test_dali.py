@@ -104,8 +104,9 @@ def test_resizing_is_pillows_bicubic(jpegs):
     (images,), _ = streamed(jpegs)
     for path, got in zip(jpegs, levels(images), strict=True):
         error = np.abs(got - resized(path))
-        assert error.mean() < 1, path.name
-        assert error.max() <= 8, path.name
+        # Roundings differ; another filter, linear or without antialiasing, is off by 0.4 levels or more.
+        assert error.mean() < 0.3, path.name
+        assert error.max() < 3.5, path.name
 
 
 @pytest.mark.parametrize("view", [View(pad=5, erase=1.0), View(pad=0, erase=0.0), View(pad=9, flip=1.0)])
