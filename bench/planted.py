@@ -1,4 +1,4 @@
-"""Inputs with the neighbour structure of re-ID features: identities in groups that look alike, strays, low true rank."""
+"""Inputs with the neighbour structure of re-ID features: identities in groups that look alike, strays, low rank."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LATENT = 48
 
 
 def planted_features(n: int, width: int = 2048, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Unit rows [N, D] as a ReLU network leaves them, sorted by identity, and the identities [N]; a tenth are strays."""
+    """Unit rows [N, D] as a ReLU network leaves them, sorted by identity, and identities [N]; a tenth are strays."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -19,9 +19,11 @@ def planted_features(n: int, width: int = 2048, seed: int = 0) -> tuple[Tensor, 
 
     identities = max(1, n // PER_IDENTITY)
     alike = normal(max(1, identities // 12), LATENT)
-    centres = alike[torch.randint(len(alike), (identities,), generator=generator)] + 0.9 * normal(identities, LATENT)
+    centres = alike[torch.randint(len(alike), (identities,), generator=generator)] + 0.9 * normal(
+        identities, LATENT
+    )
     identity = torch.randint(identities, (n,), generator=generator).sort().values
-    spread = 0.25 + 0.35 * torch.rand(n, 1, generator=generator)
+    spread = 0.4 + 0.5 * torch.rand(n, 1, generator=generator)
     latent = centres[identity] + spread * normal(n, LATENT)
     strays = torch.rand(n, generator=generator) < 0.1
     latent[strays] += 1.2 * normal(int(strays.sum()), LATENT)
