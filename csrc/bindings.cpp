@@ -91,9 +91,10 @@ py::tuple py_jaccard_graph(const CArray<float>& rows, const CArray<int32_t>& ind
   const std::string fault = without_gil([&](const Run& run) { return fault_of(ranking, run); });
   require(fault.empty(), "neighbours: " + fault);
   SparseRows graph = without_gil([&](const Run& run) {
-    SparseRows weights = expansion_weights(features, ranking, run);
-    if (k2 > 1) weights = query_expansion(weights, ranking, k2, run);
-    return threshold_graph(weights, features.n, max_distance, run);
+    const Order order = locality_order(ranking);
+    SparseRows weights = expansion_weights(features, ranking, order, run);
+    if (k2 > 1) weights = query_expansion(weights, ranking, k2, order, run);
+    return threshold_graph(weights, max_distance, order, run);
   });
   return to_csr(std::move(graph));
 }

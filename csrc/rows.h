@@ -1,5 +1,4 @@
 // The row algorithms of the k-reciprocal Jaccard distance: one source for CPU threads and CUDA kernels.
-// Sets hold a few dozen entries, so comparing all pairs without a branch beats hashing and merging.
 #pragma once
 
 #include <cmath>
@@ -17,12 +16,6 @@ REID_HOST_DEVICE bool contains(const int32_t* set, int size, int32_t member) {
   int found = 0;
   for (int t = 0; t < size; ++t) found |= set[t] == member;
   return found != 0;
-}
-
-REID_HOST_DEVICE int overlap(const int32_t* a, int a_size, const int32_t* b, int b_size) {
-  int shared = 0;
-  for (int t = 0; t < a_size; ++t) shared += contains(b, b_size, a[t]);
-  return shared;
 }
 
 // Entries of a ranking that S(i, k) holds: the row itself and k neighbours, as far as the K columns go.
@@ -68,19 +61,42 @@ REID_HOST_DEVICE int expansion_bound(const Sets& full, const Sets& half) {
   return full.stride * (1 + half.stride);
 }
 
-// E(i) = r(i) ∪ ⋃{q(c) : c ∈ r(i), |q(c) ∩ r(i)| > 2/3 |q(c)|}, ascending; returns its length.
-REID_HOST_DEVICE int expand(const Sets& full, const Sets& half, int64_t i, int32_t* out) {
+// Which rows an expansion holds so far, found by looking through them: needs no memory of its own.
+struct Scan {
+  const int32_t* own = nullptr;
+  int own_size = 0;
+  const int32_t* all = nullptr;
+  int size = 0;
+
+  REID_HOST_DEVICE void start(const int32_t* own_set, int own_length, const int32_t* out) {
+    own = own_set;
+    own_size = size = own_length;
+    all = out;
+  }
+  REID_HOST_DEVICE bool in_own(int32_t member) const { return contains(own, own_size, member); }
+  REID_HOST_DEVICE bool holds(int32_t member) const { return contains(all, size, member); }
+  REID_HOST_DEVICE void add(int32_t) { ++size; }
+};
+
+// E(i) = r(i) ∪ ⋃{q(c) : c ∈ r(i), |q(c) ∩ r(i)| > 2/3 |q(c)|}, ascending; returns its length. Both the test and the
+// loop use the unexpanded r(i). `Membership` is `Scan`, or something faster with the same members.
+template <class Membership>
+REID_HOST_DEVICE int expand(const Sets& full, const Sets& half, int64_t i, Membership& members, int32_t* out) {
   const int32_t* own = full.row(i);
   const int own_size = full.size[i];
   int length = 0;
   for (; length < own_size; ++length) out[length] = own[length];
+  members.start(own, own_size, out);
   for (int c = 0; c < own_size; ++c) {
     const int32_t* other = half.row(own[c]);
     const int other_size = half.size[own[c]];
-    const int shared = overlap(other, other_size, own, own_size);
+    int shared = 0;
+    for (int t = 0; t < other_size; ++t) shared += members.in_own(other[t]);
     if (3 * shared <= 2 * other_size || shared == other_size) continue;
     for (int t = 0; t < other_size; ++t) {
-      if (!contains(out, length, other[t])) out[length++] = other[t];
+      if (members.holds(other[t])) continue;
+      out[length++] = other[t];
+      members.add(other[t]);
     }
   }
   sort_set(out, length);

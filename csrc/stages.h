@@ -49,6 +49,9 @@ struct SparseRows {
   Array<float> value;
 };
 
+// A permutation of the rows: the order in which a stage takes them. It decides what is in the caches, not the result.
+using Order = Array<int32_t>;
+
 struct Neighbours {
   Array<int32_t> index;     // [rows, K]
   Array<float> similarity;  // [rows, K]
@@ -74,14 +77,18 @@ Neighbours knn(const Features& features, int k, int64_t begin, int64_t end, cons
 // The other stages rely on a sound ranking.
 std::string fault_of(const Ranking& ranking, const Run& run);
 
+// Rows next to their neighbours: depth first along the ranking, nearest first.
+Order locality_order(const Ranking& ranking);
+
 // V: k-reciprocal sets, expanded, with softmax weights of the cosines; indices ascend (steps 3 to 5).
-SparseRows expansion_weights(const Features& features, const Ranking& ranking, const Run& run);
+SparseRows expansion_weights(const Features& features, const Ranking& ranking, const Order& order, const Run& run);
 
 // W_i: the mean of the rows V_j over the first k2 of ranking i (step 6).
-SparseRows query_expansion(const SparseRows& weights, const Ranking& ranking, int k2, const Run& run);
+SparseRows query_expansion(const SparseRows& weights, const Ranking& ranking, int k2, const Order& order,
+                           const Run& run);
 
 // Every pair with 1 - s/(2 - s) <= max_distance, s = Σ_g min(W_ig, W_jg): symmetric, self included (step 7).
-SparseRows threshold_graph(const SparseRows& weights, int64_t n, float max_distance, const Run& run);
+SparseRows threshold_graph(const SparseRows& weights, float max_distance, const Order& order, const Run& run);
 
 // A symmetric distance graph as its owner stores it.
 template <class Offset, class Index, class Value>

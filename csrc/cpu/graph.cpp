@@ -62,14 +62,15 @@ class RowSums {
 };
 
 // The lower triangle: row i holds its neighbours j < i, ascending.
-SparseRows lower_triangle(const SparseRows& rows, const SparseRows& columns, int64_t n, float max_distance,
+SparseRows lower_triangle(const SparseRows& rows, const SparseRows& columns, float max_distance, const Order& order,
                           const Run& run) {
-  RowBlocks lower(n, kBlock);
-  parallel_blocks(n, kBlock, run, [&] {
+  RowBlocks lower(order, kBlock);
+  parallel_blocks(order.size, kBlock, run, [&] {
     using Pair = std::pair<int32_t, float>;
-    return [&, sums = RowSums(n), near = std::vector<Pair>()](int64_t begin, int64_t end) mutable {
-      RowBlocks::Block& block = lower.block_of(begin);
-      for (int64_t i = begin; i < end; ++i) {
+    return [&, sums = RowSums(order.size), near = std::vector<Pair>()](int64_t begin, int64_t end) mutable {
+      RowBlocks::Block& block = lower.block_at(begin);
+      for (int64_t place = begin; place < end; ++place) {
+        const int64_t i = order[place];
         near.clear();
         sums.below(rows, columns, i, [&](int32_t j, float shared) {
           const float distance = jaccard_of(shared);
@@ -112,9 +113,9 @@ SparseRows symmetric(const SparseRows& lower, int64_t n) {
 
 }  // namespace
 
-SparseRows threshold_graph(const SparseRows& weights, int64_t n, float max_distance, const Run& run) {
-  const SparseRows columns = inverted(weights, n, run);
-  return symmetric(lower_triangle(weights, columns, n, max_distance, run), n);
+SparseRows threshold_graph(const SparseRows& weights, float max_distance, const Order& order, const Run& run) {
+  const SparseRows columns = inverted(weights, order.size, run);
+  return symmetric(lower_triangle(weights, columns, max_distance, order, run), order.size);
 }
 
 }  // namespace reid_fast

@@ -55,36 +55,45 @@ void parallel_blocks(int64_t n, int64_t block, const Run& run, MakeWorker make_w
   if (interrupted) throw Interrupted();
 }
 
-// Sparse rows that come block by block, in any order, and are laid end to end when all are there.
+// Sparse rows computed in the given order, a block of it at a time, then laid end to end by row number.
 class RowBlocks {
  public:
-  RowBlocks(int64_t n, int64_t block) : n_(n), block_(block), blocks_((n + block - 1) / block), start_(n + 1) {}
+  RowBlocks(const Order& order, int64_t block)
+      : order_(order), block_(block), blocks_((order.size + block - 1) / block), start_(order.size + 1) {}
 
+  // The rows at the places [begin, begin + block) of the order, one after another.
   struct Block {
     std::vector<int32_t> index;
     std::vector<float> value;
   };
 
-  Block& block_of(int64_t row) { return blocks_[row / block_]; }
+  Block& block_at(int64_t begin) { return blocks_[begin / block_]; }
   void set_length(int64_t row, int64_t length) { start_[row + 1] = length; }
 
   SparseRows join(const Run& run) {
+    const int64_t n = order_.size;
     start_[0] = 0;
-    for (int64_t i = 0; i < n_; ++i) start_[i + 1] += start_[i];
-    const int64_t entries = start_[n_];
+    for (int64_t i = 0; i < n; ++i) start_[i + 1] += start_[i];
+    const int64_t entries = start_[n];
     SparseRows rows{std::move(start_), Array<int32_t>(entries), Array<float>(entries)};
-    parallel_blocks(n_, block_, run, [&] {
-      return [&](int64_t begin, int64_t) {
-        Block block = std::move(block_of(begin));
-        std::copy(block.index.begin(), block.index.end(), rows.index.begin() + rows.start[begin]);
-        std::copy(block.value.begin(), block.value.end(), rows.value.begin() + rows.start[begin]);
+    parallel_blocks(n, block_, run, [&] {
+      return [&](int64_t begin, int64_t end) {
+        const Block block = std::move(block_at(begin));
+        int64_t from = 0;
+        for (int64_t place = begin; place < end; ++place) {
+          const int64_t to = rows.start[order_[place]], length = rows.start[order_[place] + 1] - to;
+          std::copy_n(block.index.begin() + from, length, rows.index.begin() + to);
+          std::copy_n(block.value.begin() + from, length, rows.value.begin() + to);
+          from += length;
+        }
       };
     });
     return rows;
   }
 
  private:
-  int64_t n_, block_;
+  const Order& order_;
+  int64_t block_;
   std::vector<Block> blocks_;
   Array<int64_t> start_;
 };

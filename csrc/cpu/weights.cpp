@@ -20,23 +20,39 @@ struct OwnedSets {
   Sets view() const { return {member.begin(), size.begin(), stride}; }
 };
 
-REID_VECTOR_VARIANTS void reciprocal_rows(const Ranking& ranking, int64_t begin, int64_t end, OwnedSets& sets) {
-  for (int64_t i = begin; i < end; ++i) {
+REID_VECTOR_VARIANTS void reciprocal_rows(const Ranking& ranking, const Order& order, int64_t begin, int64_t end,
+                                          OwnedSets& sets) {
+  for (int64_t place = begin; place < end; ++place) {
+    const int64_t i = order[place];
     sets.size[i] = reciprocal_set(ranking.index, ranking.k, sets.stride, i, sets.member.begin() + i * sets.stride);
   }
 }
 
-OwnedSets reciprocal_sets(const Ranking& ranking, int k, const Run& run) {
+OwnedSets reciprocal_sets(const Ranking& ranking, int k, const Order& order, const Run& run) {
   OwnedSets sets(ranking.n, set_size(k, ranking.k));
   parallel_blocks(ranking.n, kBlock, run, [&] {
-    return [&](int64_t begin, int64_t end) { reciprocal_rows(ranking, begin, end, sets); };
+    return [&](int64_t begin, int64_t end) { reciprocal_rows(ranking, order, begin, end, sets); };
   });
   return sets;
 }
 
-REID_VECTOR_VARIANTS int expand_row(const Sets& full, const Sets& half, int64_t i, int32_t* out) {
-  return expand(full, half, i, out);
-}
+// `Scan` with a mark for each of the N rows: the number of the turn that added it, one more if it was the row's own.
+class Marks {
+ public:
+  explicit Marks(int64_t n) : mark_(n) {}
+
+  void start(const int32_t* own, int size, const int32_t*) {
+    turn_ += 2;
+    for (int t = 0; t < size; ++t) mark_[own[t]] = turn_ + 1;
+  }
+  bool in_own(int32_t member) const { return mark_[member] == turn_ + 1; }
+  bool holds(int32_t member) const { return mark_[member] >= turn_; }
+  void add(int32_t member) { mark_[member] = turn_; }
+
+ private:
+  std::vector<uint32_t> mark_;
+  uint32_t turn_ = 0;
+};
 
 // The ranking already knows the cosine of (i, j) if either row names the other.
 float cosine_of(const Features& features, const Ranking& ranking, int64_t i, int32_t j) {
@@ -84,6 +100,29 @@ std::string fault_of_row(const Ranking& ranking, int64_t i) {
 
 }  // namespace
 
+Order locality_order(const Ranking& ranking) {
+  Order order(ranking.n);
+  std::vector<char> placed(ranking.n);
+  std::vector<int32_t> pending;
+  int64_t count = 0;
+  auto place = [&](int32_t row) {
+    placed[row] = 1;
+    order[count++] = row;
+    pending.push_back(row);
+  };
+  for (int64_t seed = 0; seed < ranking.n; ++seed) {
+    if (!placed[seed]) place(static_cast<int32_t>(seed));
+    while (!pending.empty()) {
+      const int32_t* row = ranking.index + int64_t{pending.back()} * ranking.k;
+      pending.pop_back();
+      for (int t = 1; t < ranking.k; ++t) {
+        if (!placed[row[t]]) place(row[t]);
+      }
+    }
+  }
+  return order;
+}
+
 std::string fault_of(const Ranking& ranking, const Run& run) {
   std::atomic<int64_t> first{ranking.n};
   parallel_blocks(ranking.n, kBlock, run, [&] {
@@ -99,16 +138,18 @@ std::string fault_of(const Ranking& ranking, const Run& run) {
   return first < ranking.n ? fault_of_row(ranking, first) : "";
 }
 
-SparseRows expansion_weights(const Features& features, const Ranking& ranking, const Run& run) {
-  const OwnedSets full_sets = reciprocal_sets(ranking, ranking.k, run);
-  const OwnedSets half_sets = reciprocal_sets(ranking, half_of(ranking.k), run);
+SparseRows expansion_weights(const Features& features, const Ranking& ranking, const Order& order, const Run& run) {
+  const OwnedSets full_sets = reciprocal_sets(ranking, ranking.k, order, run);
+  const OwnedSets half_sets = reciprocal_sets(ranking, half_of(ranking.k), order, run);
   const Sets full = full_sets.view(), half = half_sets.view();
-  RowBlocks rows(ranking.n, kBlock);
+  RowBlocks rows(order, kBlock);
   parallel_blocks(ranking.n, kBlock, run, [&] {
-    return [&, members = std::vector<int32_t>(expansion_bound(full, half))](int64_t begin, int64_t end) mutable {
-      RowBlocks::Block& block = rows.block_of(begin);
-      for (int64_t i = begin; i < end; ++i) {
-        const int size = expand_row(full, half, i, members.data());
+    return [&, marks = Marks(ranking.n), members = std::vector<int32_t>(expansion_bound(full, half))](
+               int64_t begin, int64_t end) mutable {
+      RowBlocks::Block& block = rows.block_at(begin);
+      for (int64_t place = begin; place < end; ++place) {
+        const int64_t i = order[place];
+        const int size = expand(full, half, i, marks, members.data());
         append_weights(features, ranking, i, members.data(), size, block);
         rows.set_length(i, size);
       }
@@ -117,12 +158,14 @@ SparseRows expansion_weights(const Features& features, const Ranking& ranking, c
   return rows.join(run);
 }
 
-SparseRows query_expansion(const SparseRows& weights, const Ranking& ranking, int k2, const Run& run) {
-  RowBlocks rows(ranking.n, kBlock);
+SparseRows query_expansion(const SparseRows& weights, const Ranking& ranking, int k2, const Order& order,
+                           const Run& run) {
+  RowBlocks rows(order, kBlock);
   parallel_blocks(ranking.n, kBlock, run, [&] {
     return [&, cursor = std::vector<int64_t>(k2)](int64_t begin, int64_t end) mutable {
-      RowBlocks::Block& block = rows.block_of(begin);
-      for (int64_t i = begin; i < end; ++i) {
+      RowBlocks::Block& block = rows.block_at(begin);
+      for (int64_t place = begin; place < end; ++place) {
+        const int64_t i = order[place];
         const int32_t* nearest = ranking.index + i * ranking.k;
         int64_t bound = 0;
         for (int t = 0; t < k2; ++t) bound += weights.start[nearest[t] + 1] - weights.start[nearest[t]];

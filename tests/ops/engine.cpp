@@ -34,9 +34,10 @@ bool equal(const SparseRows& a, const SparseRows& b) {
 }
 
 SparseRows graph_of(const Features& features, const Ranking& ranking, int k2, const Run& run) {
-  SparseRows weights = expansion_weights(features, ranking, run);
-  if (k2 > 1) weights = query_expansion(weights, ranking, k2, run);
-  return threshold_graph(weights, features.n, 0.75f, run);
+  const Order order = locality_order(ranking);
+  SparseRows weights = expansion_weights(features, ranking, order, run);
+  if (k2 > 1) weights = query_expansion(weights, ranking, k2, order, run);
+  return threshold_graph(weights, 0.75f, order, run);
 }
 
 // The graph against the row algorithms a GPU runs: the merge of two rows instead of the inverted index.
@@ -66,7 +67,9 @@ void run_all(int64_t n, int64_t width, int64_t distinct, int k, int k2) {
   const SparseRows graph = graph_of(features, ranking, k2, kThree);
   assert(equal(graph, graph_of(features, ranking, k2, Run{1, kThree.interrupted})));
   if (k2 > 1) {
-    const SparseRows weights = query_expansion(expansion_weights(features, ranking, kThree), ranking, k2, kThree);
+    const Order order = locality_order(ranking);
+    const SparseRows own = expansion_weights(features, ranking, order, kThree);
+    const SparseRows weights = query_expansion(own, ranking, k2, order, kThree);
     check_against_merges(weights, graph, n);
   }
   std::vector<int64_t> labels(n);
