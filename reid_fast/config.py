@@ -136,6 +136,8 @@ DATASETS: dict[str, dict[str, Any]] = {
     "folder": {},
 }
 
+_MAY_BE_ZERO = {"pad", "bn_group", "seed"}
+
 Layers = list[tuple[str, Mapping[str, Any]]]
 
 
@@ -182,14 +184,12 @@ def _fields() -> list[str]:
 
 
 def _check(config: Config) -> None:
-    at_least = {
-        1: "height width epochs iters batch_size num_instances k1 k2 min_samples workers step_size eval_step save_steps",
-        0: "pad bn_group weight_decay seed",
-    }
-    for least, names in at_least.items():
-        for name in names.split():
-            if getattr(config, name) < least:
-                raise UserError(f"{flag_of(name)} must be at least {least}, not {getattr(config, name)}")
+    for name, value in vars(config).items():
+        least = 0 if name in _MAY_BE_ZERO else 1
+        if type(value) is int and value < least:
+            raise UserError(f"{flag_of(name)} must be at least {least}, not {value}")
+    if config.weight_decay < 0:
+        raise UserError(f"--weight-decay must not be negative, not {config.weight_decay}")
     if config.batch_size % config.num_instances:
         raise UserError(
             f"--batch-size {config.batch_size} is not a multiple of --num-instances {config.num_instances}"

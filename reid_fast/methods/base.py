@@ -15,8 +15,8 @@ from reid_fast import ops
 from reid_fast.config import Config
 from reid_fast.data.augment import View
 from reid_fast.data.batch import Batch
-from reid_fast.data.sampler import epoch_plan
 from reid_fast.data.records import ImageSet
+from reid_fast.data.sampler import epoch_plan
 from reid_fast.models.encoder import Encoder
 from reid_fast.models.weights import load_weights
 
@@ -24,7 +24,7 @@ Extract = Callable[[Encoder], Tensor]  # an encoder -> the [N, D] unit features 
 
 
 class Method(nn.Module):
-    """The hooks of one system; what it keeps from step to step lies in parameters and buffers, so it is saved with them.
+    """The hooks of one system; what it keeps lies in parameters and buffers, so it is saved and restored.
 
     One epoch calls, in this order: `features`, `labels`, `fill_memory`, `plan`, then for each step `loss` and
     `after_step`.

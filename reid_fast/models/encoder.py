@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reid_fast.errors import UserError
 from reid_fast.models.norm import GroupedBatchNorm1d, set_bn_group
 from reid_fast.models.resnet import ARCHS, ResNet
 
@@ -37,14 +38,17 @@ class Encoder(nn.Module):
     """ResNet, pooling and a BNNeck with its bias frozen at 0 (Luo et al., "Bag of Tricks", CVPRW 2019)."""
 
     def __init__(self, arch: str, pooling: str = "avg", bn_group: int = 0, stem_relu: bool = True) -> None:
-        """
+        """Put the parts together, with random weights.
+
         Args:
-            arch: a key of `ARCHS`.
+            arch: a key of `ARCHS`; another name is a `UserError`.
             pooling: one of `POOLINGS`.
             bn_group: images per BatchNorm group in training; 0 takes the whole batch.
             stem_relu: see `ResNet`.
         """
         super().__init__()
+        if arch not in ARCHS:
+            raise UserError(f"--arch {arch} is not known: choose from {', '.join(ARCHS)}")
         self.backbone = ResNet(ARCHS[arch], stem_relu)
         self.pool = GeM() if pooling == "gem" else AveragePool()
         self.width = self.backbone.c_out

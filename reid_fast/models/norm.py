@@ -42,7 +42,7 @@ class GroupedBatchNorm2d(_GroupedBatchNorm, nn.BatchNorm2d):
 
 
 class IBN(nn.Module):
-    """IBN-a: instance normalisation of the first half of the channels, BatchNorm of the rest (Pan et al., ECCV 2018)."""
+    """IBN-a: instance normalisation of half the channels, BatchNorm of the rest (Pan et al., ECCV 2018)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""ResNets with a last stage of stride 1, under torchvision's parameter names, so its and timm's weights load unchanged."""
+"""ResNets with a last stage of stride 1, under torchvision's names, so its and timm's weights load unchanged."""
 
 from __future__ import annotations
 

@@ -2,14 +2,64 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy import sparse
+from torch import Tensor
 
+from reid_fast import _C
 from reid_fast.ops.features import Features, clip_k, unit_rows
 from reid_fast.ops.knn import knn
 
 Neighbours = tuple[Features, Features]
+
+
+def jaccard_graph(
+    features: Features,
+    k1: int = 30,
+    k2: int = 6,
+    max_distance: float = 0.6,
+    *,
+    neighbours: Neighbours | None = None,
+) -> sparse.csr_matrix:
+    """Every pair with Jaccard distance ≤ `max_distance`; the same bits for any number of threads.
+
+    Args:
+        features: [N, D], any float type, strides and device; rows are divided by their norm here.
+        k1: length of the ranking, the row itself included; more than N is clipped to N with a warning.
+        k2: rows averaged by query expansion, the row itself included; 1 turns it off.
+        max_distance: in [0, 1); pairs further apart are not stored. One graph serves every eps up to it.
+        neighbours: the result of `knn(features, k)` with k ≥ k1, where it is already there.
+
+    Returns:
+        [N, N] float32 CSR: symmetric, self included (an explicit 0), sorted indices.
+
+    Raises:
+        ValueError: k1 < 1, k2 outside 1..k1, max_distance outside [0, 1), neighbours that do not fit, or a
+            bad feature row.
+    """
+    rows, index, similarity, k2 = _prepare(features, k1, k2, max_distance, neighbours)
+    start, indices, data = _C.jaccard_graph(
+        rows.cpu().numpy(), index.numpy(), similarity.numpy(), k2, max_distance
+    )
+    return sparse.csr_matrix((data, indices, start), shape=(len(rows), len(rows)))
+
+
+def jaccard_distance(features: Features, k1: int = 30, k2: int = 6) -> Any:
+    """Dense drop-in for the published `compute_jaccard_distance`: [N, N] float32, 1 where nothing is shared.
+
+    Arguments and errors as `jaccard_graph`; needs 4·N² bytes, where the graph needs a few hundred per row.
+    """
+    graph = jaccard_graph(features, k1, k2, BELOW_ONE)
+    distance = np.ones(graph.shape, np.float32)
+    distance[np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr)), graph.indices] = graph.data
+    return distance
+
+
+# The largest max_distance: the graph then holds every pair that shares anything; what is missing lies at 1.
+BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
 def jaccard_graph_ref(
@@ -20,56 +70,42 @@ def jaccard_graph_ref(
     *,
     neighbours: Neighbours | None = None,
 ) -> sparse.csr_matrix:
-    """Every pair with Jaccard distance ≤ `max_distance`, step by step as methods.md §1.10 states it.
-
-    Args:
-        features: [N, D], any float type and strides; rows are divided by their norm here.
-        k1: length of the ranking, the row itself included; more than N is clipped to N with a warning.
-        k2: rows averaged by query expansion, the row itself included; 1 turns it off.
-        max_distance: in [0, 1); pairs further apart are not stored.
-        neighbours: the result of `knn(features, k)` with k ≥ k1, where it is already there.
-
-    Returns:
-        [N, N] float32 CSR: symmetric, self included (an explicit 0), sorted indices.
-
-    Raises:
-        ValueError: k1 < 1, k2 outside 1..k1, max_distance outside [0, 1), neighbours that do not fit,
-            or a bad feature row.
-    """
-    rows = unit_rows(features)
-    ranking = check_neighbours(neighbours or knn(rows, clip_k(k1, len(rows), "k1")), len(rows), k1)
-    check_graph_arguments(k1, k2, max_distance)
-    k1, k2 = ranking.shape[1], min(k2, ranking.shape[1])
-    weights = _weights(rows.cpu().numpy(), _expansion(ranking, k1))
+    """`jaccard_graph` in NumPy and SciPy, step by step as methods.md §1.10 states it, in double precision."""
+    rows, index, _, k2 = _prepare(features, k1, k2, max_distance, neighbours)
+    ranking = index.numpy().astype(np.int64)
+    weights = _weights(rows.cpu().numpy(), _expansion(ranking, ranking.shape[1]))
     if k2 != 1:
         weights = _selection(ranking, k2).astype(np.float64) @ weights / k2
     return _threshold(weights.tocsr(), max_distance)
 
 
-def check_graph_arguments(k1: int, k2: int, max_distance: float) -> None:
-    """Raise a `ValueError` that names the argument out of range."""
+def _prepare(
+    features: Features, k1: int, k2: int, max_distance: float, neighbours: Neighbours | None
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Unit rows, the ranking [N, K] int32 and its cosines [N, K] float32 on the CPU, and the clipped k2."""
+    if k1 < 1:
+        raise ValueError(f"k1 must be at least 1, not {k1}")
     if not 1 <= k2 <= k1:
         raise ValueError(f"k2 must lie in 1..k1 = {k1}, not {k2}")
     if not 0 <= max_distance < 1:
         raise ValueError(f"max_distance must lie in [0, 1), not {max_distance}")
+    rows = unit_rows(features)
+    k1 = clip_k(k1, len(rows), "k1")
+    index, similarity = _fitting(knn(rows, k1) if neighbours is None else neighbours, len(rows), k1)
+    return rows, index, similarity, min(k2, k1)
 
 
-def check_neighbours(neighbours: Neighbours, n: int, k1: int) -> np.ndarray:
-    """The ranking [N, min(k1, N)] out of a kNN result: in range, the row itself first, no row twice."""
-    index = np.asarray(torch.as_tensor(neighbours[0]).cpu())
-    k1 = min(k1, n)
-    if index.ndim != 2 or len(index) != n or index.shape[1] < k1 or index.dtype.kind != "i":
-        raise ValueError(f"neighbours: index must be integers [{n}, ≥ {k1}], not {index.dtype} {index.shape}")
-    ranking = index[:, :k1].astype(np.int64)
-    ordered = np.sort(ranking, axis=1)
-    for fault, text in (
-        ((ranking < 0) | (ranking >= n), "names a row that does not exist"),
-        (ranking[:, :1] != np.arange(n)[:, None], "does not begin with itself"),
-        (ordered[:, 1:] == ordered[:, :-1], "names a neighbour twice"),
-    ):
-        if fault.any():
-            raise ValueError(f"neighbours: row {fault.any(axis=1).argmax()} {text}")
-    return ranking
+def _fitting(neighbours: Neighbours, n: int, k1: int) -> tuple[Tensor, Tensor]:
+    index, similarity = (torch.as_tensor(part).cpu() for part in neighbours)
+    if index.ndim != 2 or len(index) != n or index.shape[1] < k1 or index.shape != similarity.shape:
+        shapes = f"{list(index.shape)} and {list(similarity.shape)}"
+        raise ValueError(f"neighbours: index and similarity must be [{n}, at least {k1}], not {shapes}")
+    if index.dtype not in (torch.int32, torch.int64) or not similarity.is_floating_point():
+        raise ValueError(f"neighbours: need int32 and float32, not {index.dtype} and {similarity.dtype}")
+    # An int64 that wraps into range would name a wrong row without a word.
+    if index.dtype == torch.int64 and ((index < 0) | (index >= n)).any():
+        raise ValueError("neighbours: an index names a row that does not exist")
+    return index[:, :k1].int().contiguous(), similarity[:, :k1].float().contiguous()
 
 
 def _selection(ranking: np.ndarray, k: int) -> sparse.csr_matrix:
@@ -125,18 +161,3 @@ def _threshold(weights: sparse.csr_matrix, max_distance: float) -> sparse.csr_ma
         indptr.append(indptr[-1] + len(indices[-1]))
         shared[touched] = 0
     return sparse.csr_matrix((np.concatenate(data), np.concatenate(indices), indptr), shape=(n, n))
-
-
-jaccard_graph = jaccard_graph_ref
-
-
-def jaccard_distance(features: Features, k1: int = 30, k2: int = 6) -> np.ndarray:
-    """Dense drop-in for the published `compute_jaccard_distance`: [N, N] float32, 1 where nothing is shared.
-
-    Arguments and errors as `jaccard_graph`; needs 4·N² bytes, where the graph needs a few hundred per row.
-    """
-    below_one = float(np.nextafter(np.float32(1), np.float32(0)))
-    graph = jaccard_graph(features, k1, k2, below_one)
-    distance = np.ones(graph.shape, np.float32)
-    distance[np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr)), graph.indices] = graph.data
-    return distance

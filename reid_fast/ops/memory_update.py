@@ -62,6 +62,7 @@ def check(memory: Tensor, mode: str, temperature: float | None, scores: Tensor |
         raise ValueError("memory must be contiguous: it is updated in place")
 
 
+@fused.without_autocast
 def memory_update_ref(
     memory: Tensor,
     x: Tensor,

@@ -1,0 +1,77 @@
+"""What every benchmark row carries: timings with their spread, the machine, versions and commit."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+Row = dict[str, Any]
+
+
+def timed(work: Callable[[], Any], runs: int) -> tuple[Any, Row]:
+    """The last result of `runs` calls, and the median, spread and number of their seconds."""
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        result = work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    spread = {"min": round(min(seconds), 4), "max": round(max(seconds), 4), "n": runs}
+    return result, {"seconds": round(statistics.median(seconds), 4), **spread}
+
+
+def peak_mb(work: Callable[[], Any]) -> float | None:
+    """Megabytes of resident memory that `work` needs above what is there, or None where Linux does not tell."""
+    try:
+        # Freed memory that the allocator keeps would hide what the work takes.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status_mb("VmRSS")
+        work()
+        return round(_status_mb("VmHWM") - before, 1)
+    except (OSError, AttributeError):
+        return None
+
+
+def _status_mb(field: str) -> float:
+    return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def machine() -> Row:
+    """Processor, cores, versions and commit."""
+    cpu = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*:\s*(.+)", cpu.read_text()) if cpu.exists() else None
+    revision = ["git", "rev-parse", "--short", "HEAD"]
+    return {
+        "cpu": model[1] if model else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "commit": subprocess.run(
+            revision, capture_output=True, text=True, cwd=Path(__file__).parent
+        ).stdout.strip(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def save(stage: str, rows: list[Row], folder: Path) -> Path:
+    """Write the rows and the machine to `folder`/stage-device.json."""
+    device = "gpu" if torch.cuda.is_available() else f"cpu{len(os.sched_getaffinity(0))}"
+    path = folder / f"{stage}-{device}.json"
+    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    return path

@@ -1,0 +1,32 @@
+"""Benchmarks of the engine's own stages: `python bench/run.py [--stage NAME] [--smoke]`; rows go to bench/results/."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from cluster import cluster
+from report import save
+
+# A stage is a function (smoke) -> rows; each row holds ours beside the reference.
+STAGES = {"cluster": cluster}
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Run the chosen stages, print their rows, keep them unless it was a smoke run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stage", choices=STAGES, help="one stage instead of all")
+    parser.add_argument("--smoke", action="store_true", help="small sizes, a minute on a CPU, nothing kept")
+    arguments = parser.parse_args()
+    for name in [arguments.stage] if arguments.stage else STAGES:
+        rows = STAGES[name](arguments.smoke)
+        print(*map(json.dumps, rows), sep="\n")
+        if not arguments.smoke:
+            print(f"kept in {save(name, rows, RESULTS)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

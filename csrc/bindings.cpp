@@ -1,0 +1,146 @@
+// The only pybind11 file: checks arrays at the border, releases the GIL, hands results over without a copy.
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdlib>
+#include <thread>
+
+#include "stages.h"
+
+namespace py = pybind11;
+
+namespace reid_fast {
+namespace {
+
+template <class T>
+using CArray = py::array_t<T, py::array::c_style>;
+
+int threads_to_use() {
+  const char* asked = std::getenv("OMP_NUM_THREADS");
+  const int count = asked ? std::atoi(asked) : 0;
+  return count > 0 ? count : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+// Ctrl-C ends the stage: Python's handler raises, and the error surfaces once the threads have stopped.
+Run run_of_caller() {
+  return {threads_to_use(), [] {
+            py::gil_scoped_acquire gil;
+            return PyErr_CheckSignals() != 0;
+          }};
+}
+
+// Runs a stage without the GIL; the exception of an interrupted one is Python's own.
+template <class Stage>
+auto without_gil(Stage stage) {
+  try {
+    py::gil_scoped_release released;
+    return stage(run_of_caller());
+  } catch (const Interrupted&) {
+    throw py::error_already_set();
+  }
+}
+
+template <class T>
+py::array_t<T> to_numpy(Array<T> array, std::vector<py::ssize_t> shape) {
+  T* data = array.data.release();
+  py::capsule owner(data, [](void* memory) { delete[] static_cast<T*>(memory); });
+  return py::array_t<T>(std::move(shape), data, owner);
+}
+
+py::tuple to_csr(SparseRows rows) {
+  const py::ssize_t n = rows.start.size - 1, entries = rows.index.size;
+  return py::make_tuple(to_numpy(std::move(rows.start), {n + 1}), to_numpy(std::move(rows.index), {entries}),
+                        to_numpy(std::move(rows.value), {entries}));
+}
+
+void require(bool holds, const std::string& text) {
+  if (!holds) throw py::value_error(text);
+}
+
+Features features_of(const CArray<float>& rows) {
+  require(rows.ndim() == 2 && rows.size() > 0, "features must be [N, D] with N and D at least 1");
+  require(rows.shape(0) < INT32_MAX, "features: more rows than an int32 index can name");
+  return {rows.data(), rows.shape(0), rows.shape(1)};
+}
+
+Ranking ranking_of(const CArray<int32_t>& index, const CArray<float>& similarity, int64_t n) {
+  require(index.ndim() == 2 && index.shape(0) == n && index.shape(1) > 0 && index.shape(1) <= n,
+          "neighbours: index must be [N, K] with K in 1..N");
+  require(similarity.ndim() == 2 && similarity.shape(0) == n && similarity.shape(1) == index.shape(1),
+          "neighbours: similarity must have the shape of index");
+  return {index.data(), similarity.data(), n, static_cast<int>(index.shape(1))};
+}
+
+py::tuple py_knn(const CArray<float>& rows, int k, int64_t begin, int64_t end, const std::string& kernel) {
+  const Features features = features_of(rows);
+  require(1 <= k && k <= features.n, "k must lie in 1..N");
+  require(0 <= begin && begin <= end && end <= features.n, "rows [begin, end) must lie in 0..N");
+  Neighbours found = without_gil([&](const Run& run) { return knn(features, k, begin, end, kernel, run); });
+  return py::make_tuple(to_numpy(std::move(found.index), {end - begin, k}),
+                        to_numpy(std::move(found.similarity), {end - begin, k}));
+}
+
+py::tuple py_jaccard_graph(const CArray<float>& rows, const CArray<int32_t>& index, const CArray<float>& similarity,
+                           int k2, float max_distance) {
+  const Features features = features_of(rows);
+  const Ranking ranking = ranking_of(index, similarity, features.n);
+  require(1 <= k2 && k2 <= ranking.k, "k2 must lie in 1..K");
+  require(0 <= max_distance && max_distance < 1, "max_distance must lie in [0, 1)");
+  const std::string fault = without_gil([&](const Run& run) { return fault_of(ranking, run); });
+  require(fault.empty(), "neighbours: " + fault);
+  SparseRows graph = without_gil([&](const Run& run) {
+    const Order order = locality_order(ranking);
+    SparseRows weights = expansion_weights(features, ranking, order, run);
+    if (k2 > 1) weights = query_expansion(weights, ranking, k2, order, run);
+    return threshold_graph(weights, max_distance, order, run);
+  });
+  return to_csr(std::move(graph));
+}
+
+template <class Offset, class Index, class Value>
+py::array_t<int64_t> py_dbscan(const CArray<Offset>& start, const CArray<Index>& index, const CArray<Value>& value,
+                               double eps, int64_t min_samples) {
+  const int64_t n = start.size() - 1;
+  require(start.ndim() == 1 && n >= 0, "graph: indptr must be [N + 1]");
+  require(index.ndim() == 1 && value.ndim() == 1 && index.size() == value.size(),
+          "graph: indices and data must be of one length");
+  const Offset* offset = start.data();
+  bool sound = offset[0] == 0 && static_cast<int64_t>(offset[n]) == static_cast<int64_t>(index.size());
+  for (int64_t i = 0; i < n; ++i) sound &= offset[i] <= offset[i + 1];
+  require(sound, "graph: indptr must ascend from 0 to the number of entries");
+  for (int64_t e = 0; e < index.size(); ++e) sound &= index.data()[e] >= 0 && index.data()[e] < n;
+  require(sound, "graph: an index names a row that does not exist");
+  Array<int64_t> labels(n);
+  {
+    py::gil_scoped_release released;
+    dbscan(Graph<Offset, Index, Value>{offset, index.data(), value.data(), n}, static_cast<Value>(eps), min_samples,
+           labels.begin());
+  }
+  return to_numpy(std::move(labels), {n});
+}
+
+template <class Offset, class Index, class Value>
+void bind_dbscan(py::module_& module) {
+  module.def("dbscan", &py_dbscan<Offset, Index, Value>, py::arg("indptr").noconvert(),
+             py::arg("indices").noconvert(), py::arg("data").noconvert(), py::arg("eps"), py::arg("min_samples"));
+}
+
+}  // namespace
+}  // namespace reid_fast
+
+PYBIND11_MODULE(_C, module) {
+  using namespace reid_fast;
+  module.doc() = "Compiled clustering stages; called through reid_fast.ops.";
+  module.attr("cuda") = false;
+  module.def("similarity_kernels", &similarity_kernels, "Kernels of `knn` this processor can run, fastest first.");
+  module.def("knn", &py_knn, py::arg("rows").noconvert(), py::arg("k"), py::arg("begin"), py::arg("end"),
+             py::arg("kernel") = "auto");
+  module.def("jaccard_graph", &py_jaccard_graph, py::arg("rows").noconvert(), py::arg("index").noconvert(),
+             py::arg("similarity").noconvert(), py::arg("k2"), py::arg("max_distance"));
+  bind_dbscan<int32_t, int32_t, float>(module);
+  bind_dbscan<int32_t, int32_t, double>(module);
+  bind_dbscan<int64_t, int64_t, float>(module);
+  bind_dbscan<int64_t, int64_t, double>(module);
+}

@@ -1,0 +1,71 @@
+// DBSCAN on a stored distance graph by union-find (methods.md §1.11; Ester et al., KDD 1996).
+#include "stages.h"
+
+namespace reid_fast {
+namespace {
+
+// A forest whose roots are the lowest members of their trees.
+class Components {
+ public:
+  explicit Components(int64_t n) : parent_(n) {
+    for (int64_t i = 0; i < n; ++i) parent_[i] = i;
+  }
+
+  int64_t root(int64_t i) {
+    while (parent_[i] != i) i = parent_[i] = parent_[parent_[i]];
+    return i;
+  }
+
+  void join(int64_t i, int64_t j) {
+    i = root(i);
+    j = root(j);
+    parent_[i > j ? i : j] = i > j ? j : i;
+  }
+
+ private:
+  std::vector<int64_t> parent_;
+};
+
+}  // namespace
+
+template <class Offset, class Index, class Value>
+void dbscan(const Graph<Offset, Index, Value>& graph, Value eps, int64_t min_samples, int64_t* labels) {
+  std::vector<char> core(graph.n);
+  for (int64_t i = 0; i < graph.n; ++i) {
+    int64_t neighbours = 0;
+    for (Offset e = graph.start[i]; e < graph.start[i + 1]; ++e) neighbours += graph.value[e] <= eps;
+    core[i] = neighbours >= min_samples;
+  }
+
+  Components clusters(graph.n);
+  for (int64_t i = 0; i < graph.n; ++i) {
+    if (!core[i]) continue;
+    for (Offset e = graph.start[i]; e < graph.start[i + 1]; ++e) {
+      if (graph.value[e] <= eps && core[graph.index[e]]) clusters.join(i, graph.index[e]);
+    }
+  }
+
+  // A root is the lowest core point of its cluster, so it is met before the others.
+  int64_t count = 0;
+  for (int64_t i = 0; i < graph.n; ++i) {
+    const int64_t root = clusters.root(i);
+    labels[i] = !core[i] ? -1 : root == i ? count++ : labels[root];
+  }
+
+  // Clusters grow one after another, so the first to reach a border point has the lowest number.
+  for (int64_t i = 0; i < graph.n; ++i) {
+    if (core[i]) continue;
+    for (Offset e = graph.start[i]; e < graph.start[i + 1]; ++e) {
+      const int64_t j = graph.index[e];
+      if (graph.value[e] <= eps && core[j] && (labels[i] < 0 || labels[j] < labels[i])) labels[i] = labels[j];
+    }
+  }
+}
+
+template void dbscan(const Graph<int64_t, int32_t, float>&, float, int64_t, int64_t*);
+template void dbscan(const Graph<int32_t, int32_t, float>&, float, int64_t, int64_t*);
+template void dbscan(const Graph<int32_t, int32_t, double>&, double, int64_t, int64_t*);
+template void dbscan(const Graph<int64_t, int64_t, float>&, float, int64_t, int64_t*);
+template void dbscan(const Graph<int64_t, int64_t, double>&, double, int64_t, int64_t*);
+
+}  // namespace reid_fast

@@ -1,0 +1,121 @@
+// The inverted index and the thresholded Jaccard graph (methods.md §1.10, step 7).
+#include "cpu/parallel.h"
+#include "rows.h"
+#include "stages.h"
+
+namespace reid_fast {
+namespace {
+
+constexpr int64_t kBlock = 256;
+
+// Column g of W: the rows that hold g, ascending. Each thread fills a range of columns, so the order is fixed.
+SparseRows inverted(const SparseRows& rows, int64_t n, const Run& run) {
+  const int64_t entries = rows.start[n];
+  SparseRows columns{Array<int64_t>(n + 1), Array<int32_t>(entries), Array<float>(entries)};
+  std::fill(columns.start.begin(), columns.start.begin() + n + 1, 0);
+  for (int64_t e = 0; e < entries; ++e) ++columns.start[rows.index[e] + 1];
+  for (int64_t g = 0; g < n; ++g) columns.start[g + 1] += columns.start[g];
+
+  parallel_blocks(n, (n + run.threads - 1) / run.threads, run, [&] {
+    return [&](int64_t begin, int64_t end) {
+      std::vector<int64_t> slot(columns.start.begin() + begin, columns.start.begin() + end);
+      for (int64_t i = 0; i < n; ++i) {
+        const int32_t* last = rows.index.begin() + rows.start[i + 1];
+        const int32_t* entry = std::lower_bound(rows.index.begin() + rows.start[i], last, begin);
+        for (; entry < last && *entry < end; ++entry) {
+          const int64_t to = slot[*entry - begin]++;
+          columns.index[to] = static_cast<int32_t>(i);
+          columns.value[to] = rows.value[entry - rows.index.begin()];
+        }
+      }
+    };
+  });
+  return columns;
+}
+
+// Σ_g min(W_ig, W_jg) for all j < i at once, in a dense accumulator that is all zero between rows.
+class RowSums {
+ public:
+  explicit RowSums(int64_t n) : sum_(n, 0.0f), touched_(n + 1) {}
+
+  template <class Emit>
+  void below(const SparseRows& rows, const SparseRows& columns, int64_t i, Emit emit) {
+    int64_t count = 0;
+    for (int64_t e = rows.start[i]; e < rows.start[i + 1]; ++e) {
+      const float weight = rows.value[e];
+      for (int64_t c = columns.start[rows.index[e]]; columns.index[c] < i; ++c) {
+        const int32_t j = columns.index[c];
+        touched_[count] = j;
+        count += sum_[j] == 0.0f;
+        sum_[j] += std::min(weight, columns.value[c]);
+      }
+    }
+    for (int64_t t = 0; t < count; ++t) {
+      emit(touched_[t], sum_[touched_[t]]);
+      sum_[touched_[t]] = 0.0f;
+    }
+  }
+
+ private:
+  std::vector<float> sum_;
+  std::vector<int32_t> touched_;
+};
+
+// The lower triangle: row i holds its neighbours j < i, ascending.
+SparseRows lower_triangle(const SparseRows& rows, const SparseRows& columns, float max_distance, const Order& order,
+                          const Run& run) {
+  RowBlocks lower(order, kBlock);
+  parallel_blocks(order.size, kBlock, run, [&] {
+    using Pair = std::pair<int32_t, float>;
+    return [&, sums = RowSums(order.size), near = std::vector<Pair>()](int64_t begin, int64_t end) mutable {
+      RowBlocks::Block& block = lower.block_at(begin);
+      for (int64_t place = begin; place < end; ++place) {
+        const int64_t i = order[place];
+        near.clear();
+        sums.below(rows, columns, i, [&](int32_t j, float shared) {
+          const float distance = jaccard_of(shared);
+          if (distance <= max_distance) near.emplace_back(j, distance);
+        });
+        std::sort(near.begin(), near.end());
+        for (const Pair& pair : near) {
+          block.index.push_back(pair.first);
+          block.value.push_back(pair.second);
+        }
+        lower.set_length(i, static_cast<int64_t>(near.size()));
+      }
+    };
+  });
+  return lower.join(run);
+}
+
+// Lower triangle, zero diagonal, and the lower triangle's mirror.
+SparseRows symmetric(const SparseRows& lower, int64_t n) {
+  const int64_t entries = 2 * lower.start[n] + n;
+  SparseRows graph{Array<int64_t>(n + 1), Array<int32_t>(entries), Array<float>(entries)};
+  std::fill(graph.start.begin(), graph.start.begin() + n + 1, 0);
+  for (int64_t e = 0; e < lower.start[n]; ++e) ++graph.start[lower.index[e] + 1];
+  for (int64_t i = 0; i < n; ++i) graph.start[i + 1] += graph.start[i] + 1 + lower.start[i + 1] - lower.start[i];
+
+  std::vector<int64_t> slot(graph.start.begin(), graph.start.begin() + n);
+  auto append = [&](int64_t i, int32_t j, float distance) {
+    graph.index[slot[i]] = j;
+    graph.value[slot[i]++] = distance;
+  };
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t e = lower.start[i]; e < lower.start[i + 1]; ++e) {
+      append(i, lower.index[e], lower.value[e]);
+      append(lower.index[e], static_cast<int32_t>(i), lower.value[e]);
+    }
+    append(i, static_cast<int32_t>(i), 0.0f);
+  }
+  return graph;
+}
+
+}  // namespace
+
+SparseRows threshold_graph(const SparseRows& weights, float max_distance, const Order& order, const Run& run) {
+  const SparseRows columns = inverted(weights, order.size, run);
+  return symmetric(lower_triangle(weights, columns, max_distance, order, run), order.size);
+}
+
+}  // namespace reid_fast

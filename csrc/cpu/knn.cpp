@@ -1,0 +1,281 @@
+// Exact kNN of unit rows among themselves. Packed products pick the candidates of a row: everything within twice a
+// proven error bound of the k-th best product. The fp32 `dot` settles them. Products are symmetric, so a panel pair
+// serves both its rows and its columns.
+#include <cmath>
+#include <limits>
+
+#include "cpu/dot.h"
+#include "cpu/panels.h"
+#include "cpu/parallel.h"
+#include "stages.h"
+
+namespace reid_fast {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int64_t kStripe = 3;   // panels of rows that stay in the second-level cache
+constexpr int64_t kDepth = 128;  // steps of a panel that stay in the first-level cache
+constexpr int64_t kChunk = 512;  // panels of columns between two looks at an interrupt
+constexpr int64_t kRows = 64;    // rows settled in one go
+
+struct Scored {
+  float similarity;
+  int32_t index;
+
+  // Best first: the more similar, then the lower index.
+  bool operator<(const Scored& other) const {
+    return similarity > other.similarity || (similarity == other.similarity && index < other.index);
+  }
+};
+
+class Spinlock {
+ public:
+  void lock() {
+    while (flag_.test_and_set(std::memory_order_acquire)) std::this_thread::yield();
+  }
+  void unlock() { flag_.clear(std::memory_order_release); }
+
+ private:
+  std::atomic_flag flag_ = ATOMIC_FLAG_INIT;
+};
+
+// The candidates of rows [begin, end), in buffers of a fixed size.
+class Candidates {
+ public:
+  Candidates(const Features& features, const Panels& panels, int64_t begin, int64_t end, int k)
+      : features_(features),
+        panels_(panels),
+        begin_(begin),
+        end_(end),
+        k_(k),
+        capacity_(std::max(4 * k, 64)),
+        entry_((end - begin) * capacity_),
+        rows_(end - begin) {}
+
+  // Products below the floor are of no interest. Others may raise it meanwhile: a stale one lets a few more through.
+  void floors(int64_t panel, float* out) const {
+    for (int r = 0; r < kPanel; ++r) {
+      const int64_t i = panel * kPanel + r;
+      out[r] = begin_ <= i && i < end_ ? rows_[i - begin_].floor.load(std::memory_order_relaxed) : kInfinity;
+    }
+  }
+
+  void offer(int64_t i, float product, int64_t other) {
+    Row& row = rows_[i - begin_];
+    std::lock_guard<Spinlock> lock(row.lock);
+    if (product < row.floor.load(std::memory_order_relaxed)) return;
+    entries(i)[row.size++] = {product, static_cast<int32_t>(other)};
+    if (row.size == capacity_) row.floor.store(make_room(i, row), std::memory_order_relaxed);
+  }
+
+  // Too many rows lie too close for the error bound to tell them apart.
+  bool given_up(int64_t i) const { return rows_[i - begin_].floor.load(std::memory_order_relaxed) == kInfinity; }
+
+  // The k most similar of a row that was not given up, scored by `dot`, best first.
+  void settle(int64_t i, std::vector<Scored>& best) {
+    Row& row = rows_[i - begin_];
+    keep_band(i, row);
+    const Scored* candidate = entries(i);
+    const Scored* end = candidate + row.size;
+    std::sort(entries(i), entries(i) + row.size);
+    best.clear();
+    float worst = kInfinity;
+    for (; candidate < end && static_cast<int>(best.size()) < k_; ++candidate) {
+      best.push_back(scored(i, candidate->index));
+      worst = std::min(worst, best.back().similarity);
+    }
+    const float floor = worst - panels_.error_of(i);
+    for (; candidate < end && candidate->similarity >= floor; ++candidate) best.push_back(scored(i, candidate->index));
+    std::partial_sort(best.begin(), best.begin() + k_, best.end());
+    best.resize(k_);
+  }
+
+ private:
+  static constexpr int kPatience = 8;  // times a row may be settled early before it is given up
+
+  struct Row {
+    std::atomic<float> floor{-kInfinity};
+    int32_t size = 0;
+    int32_t settled = 0;
+    Spinlock lock;
+  };
+
+  Scored* entries(int64_t i) { return entry_.begin() + (i - begin_) * capacity_; }
+
+  Scored scored(int64_t i, int32_t j) const {
+    return {dot(features_.row(i), features_.row(j), features_.width), j};
+  }
+
+  // Returns the floor of what may still be among the k best.
+  float make_room(int64_t i, Row& row) {
+    const float floor = keep_band(i, row);
+    if (row.size <= capacity_ * 3 / 4) return floor;
+    if (++row.settled > kPatience) return kInfinity;
+    Scored* first = entries(i);
+    for (int t = 0; t < row.size; ++t) first[t] = scored(i, first[t].index);
+    std::nth_element(first, first + k_ - 1, first + row.size);
+    row.size = k_;
+    return first[k_ - 1].similarity - panels_.error_of(i);
+  }
+
+  // Drops what is provably not among the k best: two products that differ by more than twice the error bound are in
+  // the right order. Returns the floor.
+  float keep_band(int64_t i, Row& row) {
+    Scored* first = entries(i);
+    Scored* last = first + row.size;
+    std::nth_element(first, first + k_ - 1, last);
+    const float floor = first[k_ - 1].similarity - 2 * panels_.error_of(i);
+    last = std::partition(first + k_, last, [floor](const Scored& entry) { return entry.similarity >= floor; });
+    row.size = static_cast<int32_t>(last - first);
+    return floor;
+  }
+
+  const Features& features_;
+  const Panels& panels_;
+  int64_t begin_, end_;
+  int k_, capacity_;
+  Array<Scored> entry_;
+  std::vector<Row> rows_;
+};
+
+void multiply(const Kernel& kernel, const Panels& panels, int64_t p, int64_t q, float* product) {
+  std::fill(product, product + kPanel * kPanel, 0.0f);
+  for (int64_t step = 0; step < panels.steps(); step += kDepth) {
+    kernel.multiply(panels.panel(p) + step * kPanel, panels.panel(q) + step * kPanel,
+                    std::min(kDepth, panels.steps() - step), product);
+  }
+}
+
+REID_VECTOR_VARIANTS bool reaches(const float* product, float row_floor, const float* column_floor) {
+  int reached = 0;
+  for (int c = 0; c < kPanel; ++c) reached |= (product[c] >= row_floor) | (product[c] >= column_floor[c]);
+  return reached != 0;
+}
+
+// Offers the products of panels p and q to the rows of p and, where q has not had its own turn, to the rows of q.
+void select(const float* product, int64_t p, int64_t q, bool both, int64_t n, Candidates& candidates) {
+  float row_floor[kPanel], column_floor[kPanel];
+  candidates.floors(p, row_floor);
+  if (both) {
+    candidates.floors(q, column_floor);
+  } else {
+    std::fill(column_floor, column_floor + kPanel, kInfinity);
+  }
+  for (int r = 0; r < kPanel; ++r, product += kPanel) {
+    if (!reaches(product, row_floor[r], column_floor)) continue;
+    const int64_t i = p * kPanel + r;
+    for (int c = 0; c < kPanel; ++c) {
+      const int64_t j = q * kPanel + c;
+      if (i >= n || j >= n || i == j) continue;
+      if (product[c] >= row_floor[r]) candidates.offer(i, product[c], j);
+      if (product[c] >= column_floor[c]) candidates.offer(j, product[c], i);
+    }
+  }
+}
+
+void collect(const Kernel& kernel, const Panels& panels, int64_t begin, int64_t end, int64_t n, const Run& run,
+             Candidates& candidates) {
+  const int64_t first = begin / kPanel, last = (end + kPanel - 1) / kPanel;
+  const int64_t stripes = (last - first + kStripe - 1) / kStripe;
+  const int64_t chunks = (panels.count() + kChunk - 1) / kChunk;
+  parallel_blocks(stripes * chunks, 1, run, [&] {
+    return [&, product = std::vector<float>(kPanel * kPanel)](int64_t item, int64_t) mutable {
+      const int64_t stripe = first + item / chunks * kStripe, chunk = item % chunks * kChunk;
+      for (int64_t q = chunk; q < std::min(chunk + kChunk, panels.count()); ++q) {
+        const bool own = first <= q && q < last;
+        for (int64_t p = stripe; p < std::min(stripe + kStripe, last); ++p) {
+          if (own && q < p) continue;
+          multiply(kernel, panels, p, q, product.data());
+          select(product.data(), p, q, own && p < q, n, candidates);
+        }
+      }
+    };
+  });
+}
+
+// The k most similar of each of `rows`, by `dot` against everything: for the rows whose candidates did not fit.
+void search_exhaustively(const Features& features, int k, const int64_t* rows, int count,
+                         std::vector<std::vector<Scored>>& best) {
+  for (int64_t j = 0; j < features.n; ++j) {
+    for (int r = 0; r < count; ++r) {
+      if (rows[r] == j) continue;
+      const Scored scored{dot(features.row(rows[r]), features.row(j), features.width), static_cast<int32_t>(j)};
+      std::vector<Scored>& heap = best[r];
+      if (static_cast<int>(heap.size()) == k) {
+        if (!(scored < heap.front())) continue;
+        std::pop_heap(heap.begin(), heap.end());
+        heap.pop_back();
+      }
+      heap.push_back(scored);
+      std::push_heap(heap.begin(), heap.end());
+    }
+  }
+  for (int r = 0; r < count; ++r) std::sort_heap(best[r].begin(), best[r].end());
+}
+
+// Row after row of the result: the row itself, then its neighbours.
+class Result {
+ public:
+  Result(const Features& features, int k, int64_t begin, int64_t end)
+      : features_(features), begin_(begin), k_(k), neighbours_{Array<int32_t>((end - begin) * k), Array<float>((end - begin) * k)} {}
+
+  void write(int64_t row, const std::vector<Scored>& others) {
+    int32_t* index = neighbours_.index.begin() + (row - begin_) * k_;
+    float* similarity = neighbours_.similarity.begin() + (row - begin_) * k_;
+    *index++ = static_cast<int32_t>(row);
+    *similarity++ = dot(features_.row(row), features_.row(row), features_.width);
+    for (const Scored& scored : others) {
+      *index++ = scored.index;
+      *similarity++ = scored.similarity;
+    }
+  }
+
+  Neighbours take() { return std::move(neighbours_); }
+
+ private:
+  const Features& features_;
+  int64_t begin_;
+  int k_;
+  Neighbours neighbours_;
+};
+
+}  // namespace
+
+Neighbours knn(const Features& features, int k, int64_t begin, int64_t end, const std::string& kernel_name,
+               const Run& run) {
+  const Kernel& kernel = kernel_named(kernel_name);
+  Result result(features, k, begin, end);
+  if (k == 1) {
+    for (int64_t i = begin; i < end; ++i) result.write(i, {});
+    return result.take();
+  }
+
+  const Panels panels(features, kernel, run);
+  Candidates candidates(features, panels, begin, end, k - 1);
+  collect(kernel, panels, begin, end, features.n, run, candidates);
+
+  parallel_blocks(end - begin, kRows, run, [&] {
+    return [&, best = std::vector<Scored>()](int64_t from, int64_t to) mutable {
+      for (int64_t i = begin + from; i < begin + to; ++i) {
+        if (candidates.given_up(i)) continue;
+        candidates.settle(i, best);
+        result.write(i, best);
+      }
+    };
+  });
+
+  std::vector<int64_t> rest;
+  for (int64_t i = begin; i < end; ++i) {
+    if (candidates.given_up(i)) rest.push_back(i);
+  }
+  parallel_blocks(static_cast<int64_t>(rest.size()), kRows, run, [&] {
+    return [&](int64_t from, int64_t to) {
+      std::vector<std::vector<Scored>> best(to - from);
+      search_exhaustively(features, k - 1, rest.data() + from, static_cast<int>(to - from), best);
+      for (int64_t r = from; r < to; ++r) result.write(rest[r], best[r - from]);
+    };
+  });
+  return result.take();
+}
+
+}  // namespace reid_fast

@@ -1,0 +1,106 @@
+// The contract of the clustering stages: features -> neighbours -> rows of weights -> Jaccard graph -> labels.
+// Shapes: N images, D feature width, K neighbours. Sources: methods.md §1.10 (Zhong et al., CVPR 2017) and §1.11.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace reid_fast {
+
+// Unit rows [N, D], C order.
+struct Features {
+  const float* data;
+  int64_t n;
+  int64_t width;
+
+  const float* row(int64_t i) const { return data + i * width; }
+};
+
+// The K most similar rows of each row, itself first, and their cosines: [N, K], C order.
+struct Ranking {
+  const int32_t* index;
+  const float* similarity;
+  int64_t n;
+  int k;
+};
+
+// An array whose elements start uninitialised.
+template <class T>
+struct Array {
+  std::unique_ptr<T[]> data;
+  int64_t size = 0;
+
+  Array() = default;
+  explicit Array(int64_t size) : data(new T[size]), size(size) {}
+  T* begin() { return data.get(); }
+  const T* begin() const { return data.get(); }
+  T& operator[](int64_t i) { return data[i]; }
+  const T& operator[](int64_t i) const { return data[i]; }
+};
+
+// A sparse matrix in CSR form; 64-bit offsets, for N·K can pass 2^31.
+struct SparseRows {
+  Array<int64_t> start;  // [N + 1]
+  Array<int32_t> index;
+  Array<float> value;
+};
+
+// A permutation of the rows: the order in which a stage takes them. It decides what is in the caches, not the result.
+using Order = Array<int32_t>;
+
+struct Neighbours {
+  Array<int32_t> index;     // [rows, K]
+  Array<float> similarity;  // [rows, K]
+};
+
+// How a stage runs: results never depend on the number of threads.
+struct Run {
+  int threads;
+  std::function<bool()> interrupted;  // asked on the calling thread a few times a second
+};
+
+struct Interrupted : std::runtime_error {
+  Interrupted() : std::runtime_error("interrupted") {}
+};
+
+// Names of the similarity kernels this processor can run, fastest first.
+std::vector<std::string> similarity_kernels();
+
+// Rows [begin, end) of the exact kNN by (similarity descending, index ascending), the row itself first.
+Neighbours knn(const Features& features, int k, int64_t begin, int64_t end, const std::string& kernel, const Run& run);
+
+// An empty text, or what is wrong with the first bad row: out of range, not itself first, a neighbour twice, no cosine.
+// The other stages rely on a sound ranking.
+std::string fault_of(const Ranking& ranking, const Run& run);
+
+// Rows next to their neighbours: depth first along the ranking, nearest first.
+Order locality_order(const Ranking& ranking);
+
+// V: k-reciprocal sets, expanded, with softmax weights of the cosines; indices ascend (steps 3 to 5).
+SparseRows expansion_weights(const Features& features, const Ranking& ranking, const Order& order, const Run& run);
+
+// W_i: the mean of the rows V_j over the first k2 of ranking i (step 6).
+SparseRows query_expansion(const SparseRows& weights, const Ranking& ranking, int k2, const Order& order,
+                           const Run& run);
+
+// Every pair with 1 - s/(2 - s) <= max_distance, s = Σ_g min(W_ig, W_jg): symmetric, self included (step 7).
+SparseRows threshold_graph(const SparseRows& weights, float max_distance, const Order& order, const Run& run);
+
+// A symmetric distance graph as its owner stores it.
+template <class Offset, class Index, class Value>
+struct Graph {
+  const Offset* start;
+  const Index* index;
+  const Value* value;
+  int64_t n;
+};
+
+// labels [N]: clusters numbered by their lowest core point, a border point in the first cluster that reaches it, else -1.
+template <class Offset, class Index, class Value>
+void dbscan(const Graph<Offset, Index, Value>& graph, Value eps, int64_t min_samples, int64_t* labels);
+
+}  // namespace reid_fast

@@ -1,0 +1,114 @@
+"""Comparing two labelings of the same images by contingency counts (methods.md §5.1, §9, §12.3)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from scipy import sparse
+
+
+def outliers_apart(labels: np.ndarray) -> np.ndarray:
+    """Each outlier (-1) a class of its own, numbered after the clusters in index order."""
+    labels = labels.astype(np.int64)
+    outlier = labels < 0
+    labels[outlier] = labels.max(initial=-1) + 1 + np.arange(outlier.sum())
+    return labels
+
+
+def shared_counts(labels: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """|A ∩ T| per image: how many images share both its classes. Labels [N], each ≥ 0."""
+    _, pair, counts = np.unique(np.stack([labels, other]), axis=1, return_inverse=True, return_counts=True)
+    return counts[pair.reshape(-1)]
+
+
+def disagreement(labels: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """1 - |A ∩ T| / |A ∪ T| per image [N] float64: 0 where both labelings put it with the same images."""
+    shared = shared_counts(labels, other)
+    union = np.bincount(labels)[labels] + np.bincount(other)[other] - shared
+    return 1 - shared / union
+
+
+def self_paced(
+    labels: np.ndarray, tight: np.ndarray, loose: np.ndarray, threshold: float | None = None
+) -> tuple[np.ndarray, float]:
+    """Self-paced relabelling of SpCL: keep the images of reliable clusters, set the others apart (§5.1).
+
+    Args:
+        labels: [N] DBSCAN labels at eps, -1 for outliers.
+        tight: [N] the same at eps - gap.
+        loose: [N] the same at eps + gap.
+        threshold: θ of the first epoch; None measures it here.
+
+    Returns:
+        labels [N] int64, every image in a class, some numbers unused; and θ.
+    """
+    labels, tight, loose = outliers_apart(labels), outliers_apart(tight), outliers_apart(loose)
+    compactness, independence = disagreement(labels, tight), disagreement(labels, loose)
+    best_compactness = _class_minimum(compactness, labels)
+    best_independence = _class_minimum(independence, labels)
+    if threshold is None:
+        ascending = np.sort(best_independence[np.bincount(labels) > 1])
+        # Without a cluster every image is alone already and no threshold can matter.
+        threshold = ascending[min(len(ascending) - 1, round(0.9 * len(ascending)))] if len(ascending) else 1.0
+    keep = (best_independence[labels] <= threshold) & (compactness <= best_compactness[labels])
+    return set_apart(labels, ~keep), float(threshold)
+
+
+def refine(
+    labels: np.ndarray,
+    tight: np.ndarray,
+    graph: sparse.csr_matrix,
+    ratio: float = 1.0,
+    norm: Literal["reference", "mean"] = "reference",
+) -> np.ndarray:
+    """Cluster refinement of CACL: set apart images whose tight sub-cluster lies far from its cluster (§9).
+
+    Args:
+        labels: [N] DBSCAN labels at eps, -1 for outliers.
+        tight: [N] the same at the tight eps.
+        graph: [N, N] Jaccard distances built at `reid_fast.ops.jaccard.BELOW_ONE`: what it lacks lies at 1.
+        ratio: keep an image iff ratio·D_T ≤ D_C.
+        norm: "reference" divides each image's cross distances by its n² (the published code: it dissolves the
+            larger part of a split cluster); "mean" takes the mean cross distance of the sub-cluster.
+
+    Returns:
+        labels [N] int64, every image in a class, some numbers unused.
+    """
+    if norm not in ("reference", "mean"):
+        raise ValueError(f"norm must be reference or mean, not {norm!r}")
+    labels, tight = outliers_apart(labels), outliers_apart(tight)
+    row = np.repeat(np.arange(len(labels)), np.diff(graph.indptr))
+    same = labels[row] == labels[graph.indices]
+    split = same ^ (tight[row] == tight[graph.indices])
+
+    size = np.bincount(labels)[labels]
+    within = np.bincount(labels, _distance_sum(row, graph.data, same, size))
+    cluster_distance = within / np.maximum(np.bincount(labels), 1) ** 2
+
+    crossing = size + np.bincount(tight)[tight] - 2 * shared_counts(labels, tight)
+    cross = _distance_sum(row, graph.data, split, crossing)
+    if norm == "reference":
+        tight_distance = np.bincount(tight, cross / np.maximum(crossing, 1) ** 2)
+    else:
+        tight_distance = np.bincount(tight, cross) / np.maximum(np.bincount(tight, crossing), 1)
+    return set_apart(labels, ratio * tight_distance[tight] > cluster_distance[labels])
+
+
+def set_apart(labels: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """The moved images as classes of their own, numbered after all classes in index order."""
+    labels = labels.copy()
+    labels[moved] = labels.max(initial=-1) + 1 + np.arange(moved.sum())
+    return labels
+
+
+def _class_minimum(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    minimum = np.full(labels.max(initial=-1) + 1, np.inf)
+    np.minimum.at(minimum, labels, values)
+    return minimum
+
+
+def _distance_sum(row: np.ndarray, distance: np.ndarray, chosen: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Per image, the distances of its `pairs` chosen pairs; those the graph lacks count 1."""
+    stored = np.bincount(row[chosen], minlength=len(pairs))
+    return np.bincount(row[chosen], distance[chosen], minlength=len(pairs)) + pairs - stored
