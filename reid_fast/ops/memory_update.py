@@ -1,4 +1,4 @@
-"""Momentum updates of a memory (Cluster Contrast, arXiv 2103.11568, §3.3; DCCC, arXiv 2303.06810)."""
+"""Momentum updates of a memory (Cluster Contrast, arXiv 2103.11568; DCCC, arXiv 2303.06810)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def memory_update(
     *,
     scores: Tensor | None = None,
 ) -> None:
-    """Update the rows of `memory` named by `labels`, in place, from the unit rows `x`; each row is unit again
-    after.
+    """Update the rows of `memory` named by `labels`, in place, from the unit rows `x`; each row is unit again after.
 
     serial    for i = 0..B-1 in batch order: c ← m·c + (1-m)·x_i, then c ← c/‖c‖ (Cluster Contrast's momentum
               update).
