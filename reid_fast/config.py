@@ -196,6 +196,8 @@ def _check(config: Config) -> None:
         raise UserError(
             f"--batch-size {config.batch_size} is not a multiple of --num-instances {config.num_instances}"
         )
+    if 0 < config.bn_group < config.batch_size and config.batch_size % config.bn_group:
+        raise UserError(f"--batch-size {config.batch_size} is not a multiple of --bn-group {config.bn_group}")
     if config.k2 > config.k1:
         raise UserError(f"--k2 {config.k2} must not exceed --k1 {config.k1}")
     if not 0 < config.eps < 1:

@@ -315,6 +315,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(capsys, people: Path, tmp_path: P
         (["-d", "xyz"], "--dataset xyz is not known"),
         (["--recipe", "xyz"], "--recipe xyz is not known"),
         (["-b", "15"], "not a multiple"),
+        (["-b", "72", "--bn-group", "64"], "not a multiple of --bn-group"),
         (["--iters", "0"], "--iters must be at least 1"),
         (["--eps", "1.5"], "--eps must lie between"),
         (["--k2", "40"], "--k2 40"),
