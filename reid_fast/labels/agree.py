@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
+from reid_fast.ops.cuda import on_host
+
 
 def outliers_apart(labels: np.ndarray) -> np.ndarray:
     """Each outlier (-1) a class of its own, numbered after the clusters in index order."""
@@ -78,6 +80,7 @@ def refine(
     if norm not in ("reference", "mean"):
         raise ValueError(f"norm must be reference or mean, not {norm!r}")
     labels, tight = outliers_apart(labels), outliers_apart(tight)
+    graph = on_host(graph)
     row = np.repeat(np.arange(len(labels)), np.diff(graph.indptr))
     same = labels[row] == labels[graph.indices]
     split = same ^ (tight[row] == tight[graph.indices])
