@@ -124,7 +124,7 @@ def gradient_kernel(
 
 def _plan(q: torch.Tensor) -> dict:
     sizes = tiles.plan(q, q)
-    return sizes | {"BM": min(32, sizes["BM"]), "BN": 32, "num_warps": 4}
+    return sizes | {"BM": min(32, sizes["BM"]), "BN": 32, "BK": max(32, sizes["BK"]), "num_warps": 4}
 
 
 def forward(

@@ -1,4 +1,4 @@
-"""Self-attention among the members of each cluster, and the prototype it weighs (DOI 10.1007/s13042-023-01997-1)."""
+"""Attention among a cluster's members, and the prototype it weighs (DOI 10.1007/s13042-023-01997-1)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cluster_attention(
 
 
 def received_attention(q: Tensor, k: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
-    """The weights w of `cluster_attention` alone: 1 - n·w is a member's dispersion, largest for the hardest."""
+    """The weights w of `cluster_attention` alone: 1 - n·w is a member's dispersion, high for the hardest."""
     sizes = offsets.diff()
     share = torch.repeat_interleave(sizes, sizes, output_size=q.shape[1]) * len(q)
     received, _ = _op(q, k, scale, offsets)
@@ -64,7 +64,7 @@ def _by_size(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> Iterator[t
 
 @custom_op("reid_fast::received_attention", mutates_args=(), device_types="cpu")
 def _op(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ_a Σ_i A^a_ij [N], and what backward needs of the softmax ([h, N] on CUDA; the CPU computes it again)."""
+    """Σ_a Σ_i A^a_ij [N], and what backward needs of the softmax ([h, N]; none on the CPU)."""
     received = fused.widen(q).new_zeros(q.shape[1])
     for rows, attention in _by_size(q, k, scale, offsets):
         received[rows] = attention.sum((0, 2))

@@ -55,7 +55,7 @@ def test_matches_dense_attention(case):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernels(case, device):
-    q, k, x, offsets, scale = problem(*case)
+    q, k, _, offsets, scale = problem(*case)
     on = lambda *tensors: [t.to(device) for t in tensors]  # noqa: E731
     bounds = on(*_bounds(offsets, q.shape[1]))
     received, log_z = kernel.forward(*on(q, k, scale), *bounds)
