@@ -153,7 +153,7 @@ def contrast(
     x, memory, labels = x.contiguous(), memory.contiguous(), labels.contiguous()
     targets = targets if targets is None else targets.contiguous()
     (B, D), C = x.shape, memory.shape[0]
-    sizes = tiles.plan(x, memory)
+    sizes = tiles.plan(x, memory) | {"BN": 64}  # the tile of q takes the registers of half a tile of scores
     row_blocks = triton.cdiv(B, sizes["BM"])
     slices, per_slice = tiles.split(C, sizes["BN"], row_blocks, x.device)
     statistics = tiles.empty(x, 4, slices, B)

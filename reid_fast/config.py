@@ -46,6 +46,8 @@ class Config:
     """of the pictures, in pixels"""
     pad: int = 10
     """black border before the random crop, in pixels"""
+    erase: float = 0.5
+    """probability of random erasing"""
     workers: Annotated[int, arg(aliases=["-j"])] = 2
     """CPU threads that decode pictures"""
 
@@ -194,10 +196,14 @@ def _check(config: Config) -> None:
         raise UserError(
             f"--batch-size {config.batch_size} is not a multiple of --num-instances {config.num_instances}"
         )
+    if 0 < config.bn_group < config.batch_size and config.batch_size % config.bn_group:
+        raise UserError(f"--batch-size {config.batch_size} is not a multiple of --bn-group {config.bn_group}")
     if config.k2 > config.k1:
         raise UserError(f"--k2 {config.k2} must not exceed --k1 {config.k1}")
     if not 0 < config.eps < 1:
         raise UserError(f"--eps must lie between 0 and 1, both excluded, not {config.eps}")
+    if not 0 <= config.erase <= 1:
+        raise UserError(f"--erase is a probability, not {config.erase}")
     if not 0 <= config.momentum < 1:
         raise UserError(f"--momentum must lie in [0, 1), not {config.momentum}")
     if not (config.temp > 0 and config.lr > 0):

@@ -36,8 +36,12 @@ def amp_dtype(device: torch.device, wanted: bool) -> torch.dtype | None:
     return torch.float16
 
 
-def make_deterministic() -> None:
-    """Let PyTorch use only kernels that give the same bits every time; call before CUDA starts."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True)
+def choose_kernels(deterministic: bool) -> None:
+    """Let CUDA libraries pick the fastest kernels, or only those that give the same bits every time.
+
+    Call it before CUDA starts. On the CPU runs repeat bit for bit either way.
+    """
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -20,7 +20,7 @@ from reid_fast.data.batch import Batch
 from reid_fast.data.dali import ImageStream
 from reid_fast.data.open import open_set
 from reid_fast.data.records import ReidSet
-from reid_fast.device import amp_dtype, make_deterministic, pick_device
+from reid_fast.device import amp_dtype, choose_kernels, pick_device
 from reid_fast.errors import UserError, exit_on_user_error
 from reid_fast.evaluate import describe, score_encoder
 from reid_fast.labels.cluster import Clock, jaccard_graph
@@ -96,8 +96,7 @@ def train(config: Config) -> Path:
 def build(config: Config) -> Run:
     """Open the data and put the parts together; with `--resume`, as they were at the last checkpoint."""
     torch.manual_seed(config.seed)
-    if config.deterministic:
-        make_deterministic()
+    choose_kernels(config.deterministic)
     device = pick_device(config.device)
     amp = amp_dtype(device, config.amp)
     data = open_set(

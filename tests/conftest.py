@@ -1,9 +1,14 @@
 """Tests marked `gpu` run where there is a CUDA device; elsewhere kernels run in Triton's interpreter."""
 
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
 
 # Triton decides when a kernel is defined, so this stands before the first kernel import of the whole run.
 if not torch.cuda.is_available():
@@ -15,3 +20,35 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Golden values and specifications that lie beside the project."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("the folder shared/ does not lie beside the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def market_folder(tmp_path_factory):
+    """Market-1501's layout, tiny: 6 people in training, 3 to look for, 2 cameras, 40×20 pixels."""
+    folder = tmp_path_factory.mktemp("market")
+    rng = np.random.default_rng(0)
+    for part, pids, shots in (
+        ("bounding_box_train", range(1, 7), 3),
+        ("query", range(7, 10), 1),
+        ("bounding_box_test", range(7, 10), 2),
+    ):
+        (folder / part).mkdir()
+        for pid in pids:
+            coarse = rng.integers(0, 256, (5, 3, 3), dtype=np.uint8)
+            person = Image.fromarray(coarse).resize((20, 40), Image.Resampling.BICUBIC)
+            for cam in (1, 2):
+                for shot in range(shots):
+                    pixels = np.asarray(person, dtype=int) + rng.integers(-20, 21, (40, 20, 3))
+                    name = f"{pid:04d}_c{cam}s1_{shot:06d}_00.jpg"
+                    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+                    picture.save(folder / part / name, quality=95)
+    return folder

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from reid_fast.errors import UserError
-from reid_fast.metrics import Scores, check_evaluable, rank_scores
+from reid_fast.metrics import Scores, check_evaluable, label_scores, rank_scores
 
 
 def reference(query, q_pids, q_cams, gallery, g_pids, g_cams):
@@ -144,3 +144,37 @@ def test_cuda_equals_cpu():
     features = torch.tensor(query).cuda(), torch.tensor(gallery).cuda()
     got = rank_scores(features[0], q_pids, q_cams, features[1], g_pids, g_cams)
     assert_same(got, rank_scores(query, q_pids, q_cams, gallery, g_pids, g_cams))
+
+
+def test_label_scores_count_pairs_and_entropies_over_the_clustered_known_images():
+    rng = np.random.default_rng(0)
+    labels, pids = rng.integers(-1, 5, 83), rng.integers(-1, 4, 83)
+    labels[:40] = pids[:40]
+    scores = label_scores(labels, pids)
+
+    kept = (labels >= 0) & (pids >= 0)
+    table = np.array([[np.sum(kept & (labels == k) & (pids == p)) for p in range(4)] for k in range(5)])
+    rows, columns, n = table.sum(1), table.sum(0), table.sum()
+
+    def pairs(counts):
+        return (counts * (counts - 1) / 2).sum()
+
+    def entropy(counts):
+        share = counts[counts > 0] / n
+        return -(share * np.log(share)).sum()
+
+    chance = pairs(rows) * pairs(columns) / pairs(n)
+    ari = (pairs(table) - chance) / ((pairs(rows) + pairs(columns)) / 2 - chance)
+    mutual = entropy(rows) + entropy(columns) - entropy(table.ravel())
+    assert scores["ari"] == pytest.approx(ari)
+    assert scores["nmi"] == pytest.approx(2 * mutual / (entropy(rows) + entropy(columns)))
+
+
+@pytest.mark.parametrize(("labels", "pids"), [([-1, -1, -1], [0, 0, 1]), ([0, 0, -1], [-1, -1, 2])])
+def test_label_scores_are_absent_where_nothing_is_known(labels, pids):
+    assert label_scores(np.array(labels), np.array(pids)) == {}
+
+
+def test_label_scores_of_the_true_labels_under_other_names_are_one():
+    pids = np.repeat(np.arange(5), 7)
+    assert label_scores((pids + 2) % 5, pids) == pytest.approx({"nmi": 1.0, "ari": 1.0})

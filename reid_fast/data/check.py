@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 _CHUNK = 1024  # files per task and per progress report
 _TAIL = 4096  # some cameras append metadata after the end marker
@@ -16,6 +17,8 @@ _SUFFIXES = {
     "WebP": (".webp",),
     "TIFF": (".tif", ".tiff"),
 }
+_SCAN = b"\xda"
+_FRAMES = {bytes([code]) for code in range(0xC0, 0xD0)} - {b"\xc4", b"\xc8", b"\xcc"}  # SOF0..SOF15
 _ENDS = {"JPEG": (b"\xff\xd9", "EOI"), "PNG": (b"IEND", "IEND")}
 
 
@@ -24,8 +27,9 @@ def check_images(
 ) -> list[tuple[Path, str]]:
     """Find files that cannot be the images they claim to be.
 
-    Reads at most the first 16 bytes and the last 4 KiB of each file: it sees an empty file, a content that is
-    not its extension's, a JPEG without EOI and a PNG without IEND, but no damage in between.
+    Reads the head and the last 4 KiB of each file: it sees an empty file, a content that is not its
+    extension's, a damaged JPEG header, a JPEG without EOI and a PNG without IEND, but no damage of the pixels.
+    A damaged header has to be caught here, since DALI 2.4 may crash on it instead of reporting it.
 
     Args:
         paths: the files.
@@ -53,25 +57,45 @@ def _reasons(paths: Sequence[Path]) -> list[str | None]:
 
 def _reason(path: Path) -> str | None:
     try:
-        head, tail = _ends(path)
+        with open(path, "rb") as file:
+            return _fault(file, path.suffix.lower())
     except OSError as error:
         return f"unreadable: {error.strerror}"
+
+
+def _fault(file: BinaryIO, suffix: str) -> str | None:
+    head = file.read(16)
     if not head:
         return "empty file"
     kind = _kind(head)
     if kind is None:
         return "not an image"
-    if path.suffix.lower() not in _SUFFIXES[kind]:
-        return f"a {kind} named {path.suffix}"
+    if suffix not in _SUFFIXES[kind]:
+        return f"a {kind} named {suffix}"
+    if kind == "JPEG" and not _has_jpeg_header(file):
+        return "a JPEG with a damaged header"
     marker, name = _ENDS.get(kind, (b"", ""))
-    return None if marker in tail else f"truncated {kind}: no {name} marker at its end"
+    file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+    return None if marker in file.read(_TAIL) else f"truncated {kind}: no {name} marker at its end"
 
 
-def _ends(path: Path) -> tuple[bytes, bytes]:
-    with open(path, "rb", buffering=0) as file:
-        head = file.read(16)
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-        return head, file.read(_TAIL)
+def _has_jpeg_header(file: BinaryIO) -> bool:
+    """Whether the segments from SOI follow one another up to the first scan, with a frame among them."""
+    file.seek(2)
+    framed = False
+    while True:
+        mark, code = file.read(1), file.read(1)
+        while code == b"\xff":  # fill bytes
+            code = file.read(1)
+        if mark != b"\xff" or not code:
+            return False
+        if code == _SCAN:
+            return framed
+        framed |= code in _FRAMES
+        length = int.from_bytes(file.read(2), "big")
+        if length < 2:
+            return False
+        file.seek(length - 2, os.SEEK_CUR)
 
 
 def _kind(head: bytes) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -51,7 +52,8 @@ class ImageStream:
         self._views = tuple(views)
         self._batches: Iterator[tuple[np.ndarray, Sequence[Augmentation]]] = iter(())
         self._recent: list[np.ndarray] = []
-        self._pipeline = _build(
+        self._new_pipeline = partial(
+            _build,
             self._next_inputs,
             size,
             self._views,
@@ -60,6 +62,7 @@ class ImageStream:
             device_id=None if self._device.type == "cpu" else (self._device.index or 0),
             prefetch_queue_depth=2,
         )
+        self._pipeline = self._new_pipeline()
 
     def __call__(
         self, batches: Iterable[tuple[np.ndarray, Sequence[Augmentation]]]
@@ -70,8 +73,11 @@ class ImageStream:
             One [n, 3, H, W] float32 tensor per view (one in all if there are no views), normalised, channels_last.
 
         Raises:
-            UserError: a file cannot be decoded; it is named.
+            UserError: a file cannot be read or decoded; it is named.
         """
+        if self._recent:  # an unfinished pass has left its prefetched pictures, or its error, in the pipeline
+            self._recent.clear()
+            self._pipeline = self._new_pipeline()
         self._batches = iter(batches)
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         self._pipeline.reset()
@@ -95,9 +101,10 @@ class ImageStream:
         """One batch of DALI's inputs: the files' bytes, then the parameters that each view uses."""
         indices, augmentations = next(self._batches)
         self._recent.append(indices)
-        inputs: list = [[np.fromfile(self.paths[i], dtype=np.uint8) for i in indices]]
+        inputs: list = [[_read(self.paths[i]) for i in indices]]
         for view, aug in zip(self._views, augmentations, strict=True):
             values = {"flip": aug.flip.astype(np.int32), "crop": aug.crop, "blur": aug.blur,
+                      "window": (aug.blur == 0).astype(np.int32),
                       "erase_at": aug.erase[:, :2].astype(np.float32),
                       "erase_shape": aug.erase[:, 2:].astype(np.float32)}  # fmt: skip
             inputs += [values[name] for name in _parameters(view)]
@@ -114,7 +121,7 @@ class ImageStream:
 
 def _parameters(view: View) -> list[str]:
     """The per-picture parameters that a view's pipeline takes."""
-    blur = ["blur"] if view.blur > 0 else []
+    blur = ["blur", "window"] if view.blur > 0 else []
     erase = ["erase_at", "erase_shape"] if view.erase > 0 else []
     return ["flip", "crop", *blur, *erase]
 
@@ -137,7 +144,10 @@ def undecodable(paths: Sequence[Path], threads: int, progress: Callable[[int, in
 
 
 def _decodes(paths: Sequence[Path], threads: int) -> bool:
-    data = [np.fromfile(path, dtype=np.uint8) for path in paths]
+    try:
+        data = [_read(path) for path in paths]
+    except UserError:
+        return False
     if any(len(file) == 0 for file in data):
         return False
     try:
@@ -145,6 +155,15 @@ def _decodes(paths: Sequence[Path], threads: int) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        return np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): restore it, or pass --skip-bad-images"
+        ) from None
 
 
 def _build(
@@ -173,7 +192,8 @@ def _build(
         image = fn.slice(image, given["crop"], size, axes=(0, 1), normalized_anchor=False, normalized_shape=False,
                          out_of_bounds_policy="pad", fill_values=0)  # fmt: skip
         if view.blur > 0:
-            image = fn.gaussian_blur(image, sigma=given["blur"])
+            # DALI takes the window of size 0 from sigma; a window of one pixel leaves a picture as it is.
+            image = fn.gaussian_blur(image, sigma=given["blur"], window_size=given["window"])
         image = normalise(image)
         if view.erase > 0:
             image = fn.erase(image, anchor=given["erase_at"], shape=given["erase_shape"], axis_names="HW",

@@ -62,7 +62,7 @@ class Method(nn.Module):
     @property
     def views(self) -> tuple[View, ...]:
         """What a training picture is turned into."""
-        return (View(pad=self.config.pad),)
+        return (View(pad=self.config.pad, erase=self.config.erase),)
 
     @property
     def max_distance(self) -> float:

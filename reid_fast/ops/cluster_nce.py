@@ -75,6 +75,7 @@ def cluster_nce(
     return loss
 
 
+@fused.without_autocast
 def loss_and_gradient(
     x: Tensor,
     memory: Tensor,

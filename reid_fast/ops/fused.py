@@ -7,8 +7,10 @@ as the loss, and backward only scales it. Its first argument is the one that is 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,17 @@ def kernels(name: str) -> ModuleType:
         raise RuntimeError(
             f"{name} has no CUDA implementation without Triton: run `pip install 'triton>=3.2'`"
         ) from error
+
+
+def without_autocast(implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """For CPU implementations: under the caller's autocast their products would silently drop to bfloat16."""
+
+    @wraps(implementation)
+    def exact(*arguments: object) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            return implementation(*arguments)
+
+    return exact
 
 
 def widen(x: Tensor) -> Tensor:
@@ -75,7 +88,7 @@ def fake_loss(x: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
 
 
 class Attach(torch.autograd.Function):
-    """`loss`, with `gradient` to x: torch.library registers no autograd for an op that changes an argument."""
+    """`loss`, with `gradient` to x: torch.library gives an op that changes an argument no autograd."""
 
     @staticmethod
     def forward(

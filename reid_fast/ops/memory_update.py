@@ -1,4 +1,4 @@
-"""Momentum updates of a prototype memory (Cluster Contrast, arXiv 2103.11568, §3.3; DCCC, arXiv 2303.06810)."""
+"""Momentum updates of a memory (Cluster Contrast, arXiv 2103.11568, §3.3; DCCC, arXiv 2303.06810)."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ def check(memory: Tensor, mode: str, temperature: float | None, scores: Tensor |
         raise ValueError("memory must be contiguous: it is updated in place")
 
 
+@fused.without_autocast
 def memory_update_ref(
     memory: Tensor,
     x: Tensor,

@@ -178,3 +178,11 @@ def test_gpu_precision_and_bits(kind, dtype):
     error = lambda g: (g.cpu().double() - gradient).norm() / gradient.norm()  # noqa: E731
     assert error(by_x) <= max(2 * error(torch_by_x), floor)
     assert abs(value.cpu() - expected) <= max(2 * abs(torch_value.cpu() - expected), floor * expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_changes_nothing(kind):
+    *arguments, more = problem(67, 131, 67, kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = cluster_nce(*arguments, **more)
+    assert torch.equal(under_autocast, cluster_nce(*arguments, **more))

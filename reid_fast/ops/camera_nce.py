@@ -1,0 +1,135 @@
+"""Contrast of camera proxies (CAP, arXiv 2012.10674, §3.3; ICE, arXiv 2103.16364, §3.4)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.library import custom_op
+
+from reid_fast.ops import fused
+
+
+def camera_nce_ref(
+    x: Tensor,
+    memory: Tensor,
+    memory_labels: Tensor,
+    labels: Tensor,
+    temperature: float,
+    negatives: int = 50,
+    *,
+    weights: Tensor | None = None,
+    normalize: bool = True,
+) -> Tensor:
+    """`camera_nce` in plain PyTorch, differentiable: the definition of the op."""
+    x = fused.unit_rows(x, normalize)[0]
+    similarity = x @ memory.detach().to(x.dtype).T
+    positive = labels[:, None] == memory_labels
+    chosen = positive | _hardest(similarity.detach(), positive, negatives)
+    log_p = (similarity / temperature).masked_fill(~chosen, -torch.inf).log_softmax(1)
+    losses = -log_p.masked_fill(~positive, 0).sum(1) / positive.sum(1)
+    return losses.mean() if weights is None else losses @ weights.to(x.dtype)
+
+
+def camera_nce(
+    x: Tensor,
+    memory: Tensor,
+    memory_labels: Tensor,
+    labels: Tensor,
+    temperature: float,
+    negatives: int = 50,
+    *,
+    weights: Tensor | None = None,
+    normalize: bool = True,
+) -> Tensor:
+    """Pull a feature to all proxies of its identity, over all cameras, and away from the hardest proxies of
+    others.
+
+    ℓ_i = -(1/|P_i|) Σ_{r∈P_i} log( e^{a_r/τ} / Σ_{z∈P_i∪Q_i} e^{a_z/τ} ) with a = x_i·memory, P_i the proxies
+    of label i and Q_i the `negatives` others of largest a: the lower row on ties, all of them where there are
+    fewer. The loss is Σ_i w_i ℓ_i; the gradient flows to `x` alone. CAP's contrast within a camera is
+    `cluster_nce` with `columns`.
+
+    Args:
+        x: [B, D] features of any float type; L2-normalised here unless `normalize` is false.
+        memory: [C, D] proxies, one per (camera, cluster).
+        memory_labels: [C] int64, the cluster of each proxy.
+        labels: [B] int64, the cluster of each feature; it has at least one proxy.
+        temperature: τ.
+        negatives: how many hard negatives, at most 128.
+        weights: [B] w; 1/B by default. `camera_weights` gives the published sum of per-camera means.
+
+    Returns:
+        The loss, a float32 scalar.
+
+    Raises:
+        ValueError: `negatives` out of range.
+    """
+    if not 1 <= negatives <= 128:
+        raise ValueError(f"negatives must be 1..128, not {negatives}")
+    needs_grad = fused.wants_grad(x)
+    return _op(x, memory, memory_labels, labels, weights, temperature, negatives, normalize, needs_grad)[0]
+
+
+def camera_weights(cams: Tensor) -> Tensor:
+    """[B] float32: 1 / (features of the same camera), so that a weighted sum is a sum of per-camera means."""
+    return 1.0 / (cams[:, None] == cams).sum(1)
+
+
+def _hardest(similarity: Tensor, positive: Tensor, negatives: int) -> Tensor:
+    """[B, C] bool: the `negatives` largest similarities among the rest, the lower column on ties."""
+    column = torch.arange(similarity.shape[1], device=similarity.device)
+    # Sortable integers: the float's bits, then the column counted from the end.
+    bits = similarity.float().view(torch.int32)
+    keys = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32 | 0x7FFFFFFF - column
+    keys.masked_fill_(positive, torch.iinfo(torch.int64).min)
+    best = keys.topk(min(negatives, len(column)), dim=1).indices
+    return torch.zeros_like(positive).scatter_(1, best, True) & ~positive
+
+
+@custom_op("reid_fast::camera_nce", mutates_args=(), device_types="cpu")
+def _op(
+    x: Tensor,
+    memory: Tensor,
+    memory_labels: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    temperature: float,
+    negatives: int,
+    normalize: bool,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    unit, norm = fused.unit_rows(x, normalize)
+    memory = memory.to(unit.dtype)
+    similarity = unit @ memory.T
+    positive = labels[:, None] == memory_labels
+    chosen = positive | _hardest(similarity, positive, negatives)
+    log_p = similarity.div_(temperature).masked_fill_(~chosen, -torch.inf).log_softmax(1)
+    q = F.normalize(positive.to(unit.dtype), p=1)
+    losses = -(q * log_p.masked_fill(~positive, 0)).sum(1)
+    weights = unit.new_full((len(x),), 1 / len(x)) if weights is None else weights.to(unit.dtype)
+    loss = losses @ weights
+    if not needs_grad:
+        return loss, loss.new_empty(0)
+    by_score = log_p.exp_().sub_(q).mul_((weights / temperature)[:, None])
+    return loss, fused.pull_back(by_score, memory, unit, norm)
+
+
+def _launch(
+    x: Tensor,
+    memory: Tensor,
+    memory_labels: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    temperature: float,
+    negatives: int,
+    normalize: bool,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    losses, gradient = fused.kernels("camera_nce").contrast(
+        x, memory, memory_labels, labels, temperature, negatives, weights, normalize, needs_grad
+    )
+    return losses.sum(), gradient
+
+
+fused.register_loss(_op, _launch)

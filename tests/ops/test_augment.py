@@ -1,0 +1,124 @@
+"""augment against a picture built pixel by pixel, its kernel, and the DALI pipeline that streams the same."""
+
+import numpy as np
+import pytest
+import torch
+from torch.library import opcheck
+
+from reid_fast.data.augment import View, draw
+from reid_fast.kernels import augment as kernel
+from reid_fast.ops import augment
+from reid_fast.ops.augment import _op
+
+MEAN, STD, FILL = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (0.3, 0.2, 0.1)
+
+
+def literal(images, index, flip, crop, erase, blur, grey):
+    """[B, 3, H, W] float64, one pixel after another."""
+    H, W = images.shape[1:3]
+    pictures = []
+    for i, image in enumerate(images[index].double().numpy()):
+        image = image[:, ::-1] if flip[i] else image
+        if grey:
+            image = np.floor(image @ np.array([0.299, 0.587, 0.114]) + 0.5)[..., None].repeat(3, 2)
+        out = np.zeros_like(image)
+        for y in range(H):
+            for x in range(W):
+                source = y + int(crop[i, 0]), x + int(crop[i, 1])
+                if 0 <= source[0] < H and 0 <= source[1] < W:
+                    out[y, x] = image[source]
+        if blur is not None and blur[i] > 0:
+            out = blurred(out, float(blur[i]))
+        out = (out / 255 - MEAN) / STD
+        top, left, height, width = erase[i].tolist()
+        out[top : top + height, left : left + width] = FILL
+        pictures.append(torch.from_numpy(out))
+    return torch.stack(pictures).permute(0, 3, 1, 2)
+
+
+def blurred(picture, sigma):
+    r = int(np.ceil(3 * sigma))
+    weights = np.exp(-(np.arange(-r, r + 1) ** 2) / (2 * sigma**2))
+    weights = np.outer(weights, weights) / weights.sum() ** 2
+    padded = np.pad(picture, [(r, r), (r, r), (0, 0)], mode="reflect")
+    out = np.empty_like(picture)
+    for y in range(len(picture)):
+        for x in range(picture.shape[1]):
+            out[y, x] = np.tensordot(weights, padded[y : y + 2 * r + 1, x : x + 2 * r + 1])
+    return np.floor(out + 0.5)
+
+
+def problem(N, H, W, B, view):
+    images = torch.randint(256, (N, H, W, 3), dtype=torch.uint8)
+    drawn = draw(view, (H, W), np.arange(B), seed=3, epoch=0)
+    names = ("flip", "crop", "erase", "blur")
+    flip, crop, erase, blur = (torch.from_numpy(getattr(drawn, name)) for name in names)
+    return images, torch.randint(N, (B,)), flip, crop, erase, blur if view.blur else None, view.grey
+
+
+CASES = {
+    "plain": (5, 16, 8, 7, View(pad=3)),
+    "one pixel": (1, 1, 1, 2, View(pad=1, erase=0)),
+    "odd": (3, 23, 11, 5, View(pad=30, erase=1.0)),
+    "blurred": (2, 19, 17, 4, View(pad=2, blur=1.0, blur_sigma=(0.1, 2.0))),
+    "grey": (2, 9, 7, 3, View(pad=2, grey=True)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_matches_the_literal_picture(case, device):
+    inputs = problem(*CASES[case])
+    *inputs, blur, grey = inputs
+    expected = literal(*inputs, blur, grey).float()
+    actual = augment(*inputs, mean=MEAN, std=STD, fill=FILL, blur=blur, grey=grey)
+    scale, shift = [1 / (255 * s) for s in STD], [-m / s for m, s in zip(MEAN, STD, strict=True)]
+    on = [t.to(device) for t in inputs]
+    blur = blur if blur is None else blur.to(device)
+    fused = kernel.augment(*on, blur, grey, scale, shift, FILL, torch.float32)
+    for out in (actual, fused.cpu()):
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        # One unit of 8 bits where a sum falls on the rounding boundary; exact elsewhere.
+        off = (out - expected).abs()
+        assert (off > 1e-5).float().mean() < (2e-3 if blur is not None or grey else 1e-9)
+        assert off.max() < 1.01 / 255 / min(STD)
+
+
+def test_matches_the_stream(tmp_path):
+    """The same parameters give the same picture through DALI, from files."""
+    image = pytest.importorskip("PIL.Image")
+    dali = pytest.importorskip("reid_fast.data.dali")
+    view = View(pad=4, erase=1.0)
+    images, index, flip, crop, erase, *_ = problem(4, 32, 16, 6, view)
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for path, picture in zip(paths, images.numpy(), strict=True):
+        image.fromarray(picture).save(path)
+    drawn = draw(view, (32, 16), np.arange(6), seed=3, epoch=0)
+    stream = dali.ImageStream(paths, (32, 16), views=[view], batch_size=6, threads=1)
+    ((streamed,),) = stream([(index.numpy(), [drawn])])
+    stored = augment(images, index, flip, crop, erase, mean=dali.MEAN, std=dali.STD, fill=dali.ERASE_FILL)
+    torch.testing.assert_close(stored, streamed, atol=1e-5, rtol=1e-5)
+
+
+def test_low_precision_opcheck_and_wrong_use():
+    *inputs, blur, grey = problem(*CASES["plain"])
+    numbers = {"mean": MEAN, "std": STD, "fill": FILL}
+    half = augment(*inputs, **numbers, dtype=torch.bfloat16)
+    torch.testing.assert_close(half, augment(*inputs, **numbers).bfloat16())
+    opcheck(_op, (*inputs, blur, grey, [1.0] * 3, [0.0] * 3, list(FILL), torch.float32))
+    with pytest.raises(ValueError, match="uint8"):
+        augment(inputs[0].float(), *inputs[1:], **numbers)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_gpu_training_size(dtype):
+    *inputs, blur, _ = problem(40, 256, 128, 64, View(blur=0.5))
+    numbers = {"mean": MEAN, "std": STD, "fill": FILL}
+    expected = augment(*inputs, **numbers, blur=blur)
+    on = [t.cuda() for t in inputs]
+    runs = [augment(*on, **numbers, blur=blur.cuda(), dtype=dtype) for _ in range(2)]
+    assert torch.equal(*runs)
+    off = (runs[0].float().cpu() - expected).abs()
+    assert (
+        off > {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    ).float().mean() < 1e-3

@@ -1,0 +1,137 @@
+"""camera_nce against the formula row by row, its kernels, ties, and golden values of CAP and ICE."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden import near, phi, unit_phi
+from torch.library import opcheck
+
+from reid_fast.kernels import camera_nce as kernel
+from reid_fast.ops import camera_nce, camera_weights, cluster_nce, memory_update
+from reid_fast.ops.camera_nce import _op, camera_nce_ref
+
+SHAPES = [(1, 1, 1, 1), (5, 23, 7, 9), (17, 53, 20, 33), (2, 61, 2, 130)]  # B, C, identities, D
+
+
+def literal(x, memory, memory_labels, labels, temperature, negatives, weights=None, normalize=True):
+    x = F.normalize(x) if normalize else x
+    loss = 0
+    for i in range(len(x)):
+        a = memory @ x[i]
+        positive = (memory_labels == labels[i]).nonzero()[:, 0].tolist()
+        others = [c for c in range(len(memory)) if c not in positive]
+        hardest = sorted(others, key=lambda c: (-a[c].item(), c))[:negatives]
+        log_z = torch.logsumexp(a[positive + hardest] / temperature, 0)
+        weight = 1 / len(x) if weights is None else weights[i]
+        loss = loss - weight * (a[positive] / temperature - log_z).mean()
+    return loss
+
+
+def problem(B, C, identities, D, dtype=torch.float32):
+    memory_labels = torch.arange(C) % identities
+    return (
+        torch.randn(B, D, dtype=dtype),
+        F.normalize(torch.randn(C, D, dtype=dtype)),
+        memory_labels[torch.randperm(C)],
+        torch.randint(min(C, identities), (B,)),
+    )
+
+
+def with_gradient(loss, x, *rest, **more):
+    x = x.clone().requires_grad_()
+    value = loss(x, *rest, **more)
+    value.backward()
+    return value.detach(), x.grad
+
+
+@pytest.mark.parametrize(("negatives", "normalize"), [(3, True), (20, False)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_matches_the_literal_loss(shape, negatives, normalize, device):
+    case = (*problem(*shape, torch.float64), 0.3, negatives)
+    more = {"weights": torch.rand(shape[0], dtype=torch.float64), "normalize": normalize}
+    expected, gradient = with_gradient(literal, *case, **more)
+    for loss in (camera_nce, camera_nce_ref):
+        value, by_x = with_gradient(loss, *case, **more)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(by_x, gradient)
+    x, memory, *labels = (t.to(device, torch.float32 if t.is_floating_point() else t.dtype) for t in case[:4])
+    losses, by_x = kernel.contrast(x, memory, *labels, 0.3, negatives, more["weights"].to(device), normalize)
+    torch.testing.assert_close(losses.sum().cpu(), expected.float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(by_x.cpu(), gradient.float(), atol=5e-6, rtol=1e-4)
+
+
+def test_ties_take_the_lower_row_and_few_negatives_are_enough(device):
+    """Rows 1 and 2 score the same, and so do 3 and 4. Only the gradient tells which was taken."""
+    memory = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [0.6, 0.0, 0.8], [-0.6, 0.8, 0], [-0.6, 0, 0.8]])
+    memory_labels, labels, x = (
+        torch.tensor([0, 1, 1, 2, 2]),
+        torch.tensor([0]),
+        torch.tensor([[1.0, 0.0, 0.0]]),
+    )
+    for negatives in (1, 2, 3, 4, 9):
+        case = (memory, memory_labels, labels, 0.5, negatives)
+        expected = with_gradient(literal, x, *case)
+        actual = with_gradient(camera_nce, x, *case)
+        losses, by_x = kernel.contrast(
+            x.to(device), *(t.to(device) for t in case[:3]), temperature=0.5, negatives=negatives
+        )
+        for value, gradient in (actual, (losses.sum().cpu(), by_x.cpu())):
+            torch.testing.assert_close(value, expected[0])
+            torch.testing.assert_close(gradient, expected[1])
+
+
+def proxies():
+    """Camera proxies of the golden CAP case: (memory, labels, spans of the cameras)."""
+    features, cams = unit_phi(12, 0.5), torch.arange(12) // 4
+    labels = torch.tensor([0, 0, 1, 2, 0, 1, 1, -1, 2, 2, 3, 0])
+    keys = sorted({(c, k) for c, k in zip(cams.tolist(), labels.tolist(), strict=True) if k >= 0})
+    memory = F.normalize(torch.stack([features[(cams == c) & (labels == k)].mean(0) for c, k in keys]))
+    return memory, torch.tensor([k for _, k in keys]), [c for c, _ in keys], labels, cams
+
+
+def test_golden_cap():
+    memory, memory_labels, proxy_cams, all_labels, all_cams = proxies()
+    assert memory_labels.tolist() == [0, 1, 2, 0, 1, 0, 2, 3]
+    batch = torch.tensor([0, 1, 5, 6, 8, 11])
+    labels, cams, raw = all_labels[batch], all_cams[batch], phi(6, 2.0).requires_grad_()
+    rows = [list(zip(proxy_cams, memory_labels.tolist(), strict=True)).index((int(c), int(k)))
+            for c, k in zip(cams, labels, strict=True)]  # fmt: skip
+    spans = torch.tensor([[proxy_cams.index(c), proxy_cams.index(c) + proxy_cams.count(c)] for c in cams])
+    rows, weights = torch.tensor(rows), camera_weights(cams)
+    intra = cluster_nce(raw, memory, rows, 0.07, columns=spans, weights=weights)
+    inter = camera_nce(raw, memory, memory_labels, labels, 0.07, 3, weights=weights)
+    near(intra.detach(), 21.405336)
+    near(torch.autograd.grad(intra, raw, retain_graph=True)[0].norm(), 10.051166)
+    near((intra + 0.5 * inter).detach(), 34.255642)
+    near(torch.autograd.grad(intra + 0.5 * inter, raw)[0].norm(), 12.358289)
+    near(0.5 * inter.detach(), 12.850306)  # ICE's camera loss, proxies normalised by row
+    by_column = F.normalize(memory, dim=0)  # as its published code does
+    near(
+        0.5 * camera_nce(raw, by_column, memory_labels, labels, 0.07, 3, weights=weights).detach(), 12.660404
+    )
+    memory_update(memory, F.normalize(raw), rows, 0.2)
+    near(memory[0], [-0.159295, -0.552367, -0.191506, 0.390261, 0.394419, -0.175182, -0.524292, -0.139286])
+
+
+def test_opcheck_and_gradcheck():
+    x, *rest = problem(4, 12, 5, 6, torch.float64)
+    x.requires_grad_()
+    opcheck(_op, (x, *rest, None, 0.3, 3, True, True))
+    for loss in (camera_nce, camera_nce_ref):
+        assert torch.autograd.gradcheck(lambda x, loss=loss: loss(x, *rest, 0.3, 3), x)
+    with pytest.raises(ValueError, match="negatives"):
+        camera_nce(x, *rest, 0.3, 200)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpu_training_size_and_bits(dtype):
+    x, memory, memory_labels, labels = (t.cuda() for t in problem(32, 3300, 700, 2048))
+    low = (x.to(dtype), memory.to(dtype), memory_labels, labels, 0.07)
+    exact = (low[0].double(), low[1].double(), *low[2:])
+    expected, gradient = with_gradient(camera_nce_ref, *exact)
+    runs = [with_gradient(camera_nce, *low) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 8e-3}[dtype]
+    assert abs(runs[0][0] - expected) <= tolerance * expected
+    assert (runs[0][1].double() - gradient).norm() <= tolerance * gradient.norm()

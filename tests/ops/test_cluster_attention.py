@@ -1,0 +1,101 @@
+"""cluster_attention against dense attention cluster by cluster, and its kernels forward and backward."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.library import opcheck
+
+from reid_fast.kernels import cluster_attention as kernel
+from reid_fast.ops import cluster_attention, received_attention
+from reid_fast.ops.cluster_attention import _bounds, _op, received_attention_ref
+
+CASES = [([2], 1, 1), ([2, 3, 7, 2], 2, 5), ([1, 40, 33, 5, 1, 2], 3, 17), ([67], 1, 67)]  # sizes, heads, D
+
+
+def literal(q, k, x, offsets, scale):
+    weights, prototypes = [], []
+    for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        n = stop - start
+        w = torch.zeros(n, dtype=q.dtype) if n > 1 else torch.ones(1, dtype=q.dtype)
+        for a in range(len(q)):
+            for i in range(n if n > 1 else 0):
+                others = [j for j in range(n) if j != i]
+                A = (scale * k[a, start:stop][others] @ q[a, start + i]).softmax(0) / (len(q) * n)
+                w = w.index_add(0, torch.tensor(others), A)
+        weights.append(w)
+        prototypes.append(F.normalize(w @ x[start:stop], dim=0))
+    return torch.cat(weights), torch.stack(prototypes)
+
+
+def problem(sizes, heads, D, dtype=torch.float32):
+    N = sum(sizes)
+    q, k = (F.normalize(torch.randn(heads, N, D, dtype=dtype), dim=2) for _ in range(2))
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    return q, k, F.normalize(torch.randn(N, 6, dtype=dtype)), offsets, torch.tensor(3.0, dtype=dtype)
+
+
+def gradients(attention, q, k, x, offsets, scale):
+    leaves = [t.clone().requires_grad_() for t in (q, k, x, scale)]
+    weights, prototypes = attention(*leaves[:3], offsets, leaves[3])
+    seeds = (
+        torch.arange(len(weights)).to(x.dtype).cos(),
+        torch.linspace(-1, 1, prototypes.numel()).to(x.dtype),
+    )
+    ((weights * seeds[0]).sum() + (prototypes.flatten() * seeds[1]).sum()).backward()
+    return weights.detach(), prototypes.detach(), [leaf.grad for leaf in leaves]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_dense_attention(case):
+    inputs = problem(*case, torch.float64)
+    torch.testing.assert_close(gradients(cluster_attention, *inputs), gradients(literal, *inputs))
+    q, k, _, offsets, scale = inputs
+    torch.testing.assert_close(received_attention_ref(q, k, offsets, scale), literal(*inputs)[0])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kernels(case, device):
+    q, k, _, offsets, scale = problem(*case)
+    on = lambda *tensors: [t.to(device) for t in tensors]  # noqa: E731
+    bounds = on(*_bounds(offsets, q.shape[1]))
+    received, log_z = kernel.forward(*on(q, k, scale), *bounds)
+    expected, _ = _op(q, k, scale, offsets)
+    torch.testing.assert_close(received.sum(0).cpu(), expected, atol=1e-5, rtol=1e-5)
+    leaves = [t.clone().requires_grad_() for t in (q, k)]
+    by_weight = torch.randn(q.shape[1])
+    (_op(*leaves, scale, offsets)[0] * by_weight).sum().backward()
+    actual = kernel.backward(*on(q, k, scale), *bounds, log_z, *on(by_weight))
+    for gradient, leaf in zip(actual, leaves, strict=True):
+        torch.testing.assert_close(gradient.cpu(), leaf.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_opcheck_gradcheck_and_compile():
+    q, k, x, offsets, scale = problem([2, 4, 1], 2, 3, torch.float64)
+    leaves = [t.requires_grad_() for t in (q, k, scale)]
+    opcheck(_op, (*leaves, offsets))
+    assert torch.autograd.gradcheck(lambda q, k, scale: cluster_attention(q, k, x, offsets, scale), leaves)
+    assert torch.autograd.gradcheck(lambda q, k, scale: received_attention_ref(q, k, offsets, scale), leaves)
+    step = torch.compile(cluster_attention, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(step(q, k, x, offsets, scale), cluster_attention(q, k, x, offsets, scale))
+
+
+def test_an_intruder_receives_the_least():
+    """What the weights are for: nineteen alike and one that resembles none of them."""
+    x = F.normalize(torch.cat([torch.ones(19, 16) + 0.3 * torch.randn(19, 16), torch.randn(1, 16)]))
+    weights = received_attention(x[None], x[None], torch.tensor([0, 20]), torch.tensor(10.0))
+    torch.testing.assert_close(weights.sum(), torch.tensor(1.0))
+    assert weights.argmin() == 19
+
+
+@pytest.mark.gpu
+def test_gpu_training_size_and_bits():
+    """Eight heads of 256 over clusters of 2 to 4096 members."""
+    sizes = [2, 4096, *torch.randint(2, 60, (200,)).tolist()]
+    q, k, x, offsets, scale = (t.cuda() for t in problem(sizes, 8, 256))
+    runs = [gradients(cluster_attention, q, k, x, offsets, scale) for _ in range(2)]
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(runs[0][2], runs[1][2], strict=True))
+    expected = gradients(cluster_attention, *(t.cpu() for t in (q, k, x, offsets, scale)))
+    torch.testing.assert_close(runs[0][0].cpu(), expected[0], atol=1e-6, rtol=1e-4)
+    for actual, gradient in zip(runs[0][2], expected[2], strict=True):
+        assert (actual.cpu() - gradient).norm() <= 1e-4 * gradient.norm()

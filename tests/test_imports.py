@@ -1,0 +1,145 @@
+"""The directions of the house: who may import whom, and what is imported only where it is used."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "reid_fast"
+LEAVES = {"checkpoint", "config", "device", "errors", "folder", "log", "metrics"}
+BELOW = {  # what each room may import, beside itself and the leaves
+    "train": {"evaluate", "methods", "labels", "models", "data"},
+    "evaluate": {"labels", "models", "data"},
+    "methods": {"labels", "models", "data", "ops"},
+    "labels": {"models", "data", "ops"},
+    "models": {"ops"},
+    "data": {"ops"},
+    "ops": {"kernels", "_C"},
+    "kernels": set(),
+}
+MODULES = {
+    ".".join(("reid_fast", *path.relative_to(PACKAGE).with_suffix("").parts)): ast.parse(path.read_text())
+    for path in [*PACKAGE.glob("**/*.py"), *(PACKAGE / "kernels").glob("**/*.py")]  # a glob follows no link
+}
+
+
+def imports(module):
+    """What a module names in an import, or as a module of this project in a string."""
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and str(node.value).startswith("reid_fast."):
+            yield node.value
+
+
+def rooms_imported(module):
+    parts = (name.split(".") for name in imports(module))
+    return {part[1] for part in parts if part[0] == "reid_fast" and len(part) > 1}
+
+
+def modules_below(package):
+    return sorted(name for name in MODULES if name.split(".")[1] == package)
+
+
+def test_every_module_stands_in_a_known_room():
+    assert {name.split(".")[1] for name in MODULES} - {"__init__"} <= set(BELOW) | LEAVES
+    assert {f"reid_fast.{room}" for room in LEAVES} <= set(MODULES)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "reid_fast.__init__"])
+def test_imports_point_one_way(module):
+    room = module.split(".")[1]
+    allowed = LEAVES if room in LEAVES else LEAVES | BELOW[room] | {room}
+    assert rooms_imported(module) <= allowed
+
+
+def test_only_ops_import_kernels_and_the_extension():
+    users = {name.split(".")[1] for name in MODULES if rooms_imported(name) & {"kernels", "_C"}}
+    assert users <= {"ops", "kernels"}
+
+
+def test_methods_do_not_import_one_another():
+    for module in modules_below("methods"):
+        names = {name.split(".")[2] for name in imports(module) if name.startswith("reid_fast.methods.")}
+        assert names <= {"base", "Method"}, module
+
+
+def test_methods_know_no_loader():
+    for module in modules_below("methods"):
+        assert not {name for name in imports(module) if name.startswith("reid_fast.data.dali")}, module
+
+
+def test_no_file_has_a_name_that_says_nothing():
+    words = {"util", "utils", "helper", "helpers", "core", "common", "misc", "tools"}
+    assert not {name for name in MODULES if words & set(name.split("."))}
+
+
+OPTIONAL = (
+    "nvidia",
+    "nvidia.dali",
+    "faiss",
+    "cupy",
+    "cupyx",
+    "tyro",
+    "tensorboard",
+    "torch.utils.tensorboard",
+    "PIL",
+)
+WITHOUT = """
+import sys
+from pathlib import Path
+for name in {names!r}:
+    sys.modules[name] = None
+import torch
+import reid_fast
+from reid_fast import ops
+torch.manual_seed(0)
+x = torch.nn.functional.normalize(torch.randn(40, 8) + 4 * torch.eye(8).repeat(5, 1))
+index, similarity = reid_fast.knn(x, 5)
+assert index.shape == similarity.shape == (40, 5)
+labels = torch.from_numpy(reid_fast.dbscan(reid_fast.jaccard_graph(x, 10, 3, 0.7), 0.7))
+assert reid_fast.jaccard_distance(x, 10, 3).shape == (40, 40)
+memory = x[:8].clone()
+ops.cluster_nce(x.requires_grad_(), memory, torch.arange(40) % 8, 0.05).backward()
+ops.memory_update(memory, x.detach(), torch.arange(40) % 8, 0.1)
+assert not any(sys.modules.get(name) for name in {names!r})
+"""
+
+
+def run(code):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+
+def test_the_ops_work_without_the_optional_packages():
+    done = run(WITHOUT.format(names=OPTIONAL))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "sentence"),
+    [
+        (
+            "nvidia.dali",
+            "from reid_fast.data.dali import ImageStream; ImageStream([], (8, 8))",
+            "nvidia-dali-cuda120",
+        ),
+        ("tyro", "import reid_fast.config", "pip install tyro"),
+    ],
+)
+def test_a_missing_package_is_one_clear_sentence(name, code, sentence):
+    code = f"import sys; sys.modules[{name!r}] = None\nfrom reid_fast.errors import exit_on_user_error\n" + (
+        f"with exit_on_user_error():\n    {code}"
+    )
+    done = run(code)
+    assert done.returncode == 2, done.stderr
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
