@@ -217,7 +217,10 @@ void search_exhaustively(const Features& features, int k, const int64_t* rows, i
 class Result {
  public:
   Result(const Features& features, int k, int64_t begin, int64_t end)
-      : features_(features), begin_(begin), k_(k), neighbours_{Array<int32_t>((end - begin) * k), Array<float>((end - begin) * k)} {}
+      : features_(features),
+        begin_(begin),
+        k_(k),
+        neighbours_{Array<int32_t>((end - begin) * k), Array<float>((end - begin) * k)} {}
 
   void write(int64_t row, const std::vector<Scored>& others) {
     int32_t* index = neighbours_.index.begin() + (row - begin_) * k_;
