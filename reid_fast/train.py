@@ -142,7 +142,8 @@ def label_pictures(run: Run) -> np.ndarray:
 
     with clock.stage("extract"):
         features = method.features(extract_features)
-    graph = jaccard_graph(features, config.k1, config.k2, method.max_distance, clock)
+    sizes = config.k1, config.k2, method.max_distance
+    graph = jaccard_graph(features, *sizes, clock, search=config.knn, say=run.log.say)
     with clock.stage("dbscan"):
         labels = method.labels(graph)
     if labels.max() < 0:
