@@ -127,7 +127,7 @@ def contrast(
     (B, D), C = x.shape, memory.shape[0]
     K = max(16, triton.next_power_of_2(negatives))
     # One tile holds as many columns as the answer: the sort of both together is as narrow as it can be.
-    sizes = tiles.plan(x, memory) | {"BM": 16, "BN": K, "num_warps": 4}
+    sizes = tiles.plan(x, memory) | {"BM": 16, "BN": K, "num_warps": 4 if K <= 64 else 8}
     row_blocks = triton.cdiv(B, sizes["BM"])
     slices, per_slice = tiles.split(C, K, row_blocks, x.device)
     keys = torch.empty((slices, B, K), dtype=torch.int64, device=x.device)
