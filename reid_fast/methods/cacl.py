@@ -7,6 +7,7 @@ refined.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -72,7 +73,8 @@ class AsymmetricContrast(Method):
 
     @property
     def views(self) -> tuple[View, ...]:
-        return View(pad=self.config.pad), View(pad=self.config.pad, grey=True)
+        (colour,) = super().views
+        return colour, replace(colour, grey=True)
 
     def max_distance(self, epoch: int) -> float:
         """The refinement weighs all pairs of a cluster, however distant."""

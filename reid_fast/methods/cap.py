@@ -6,6 +6,7 @@ from epoch 5 on, pulled to its cluster's proxies in all cameras and away from th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,9 +45,8 @@ class CameraAwareProxies(Method):
 
     @property
     def views(self) -> tuple[View, ...]:
-        return (
-            View(pad=self.config.pad, erase_area=(0.02, 0.2), erase_aspect=(0.3, 3.0), erase_across=True),
-        )
+        (view,) = super().views
+        return (replace(view, erase_area=(0.02, 0.2), erase_aspect=(0.3, 3.0), erase_across=True),)
 
     def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:
         self.proxies.fill(features, labels, self.train_set.cams)

@@ -21,7 +21,7 @@ from reid_fast.data.batch import Batch
 from reid_fast.data.records import ImageSet
 from reid_fast.methods.base import Method
 from reid_fast.models.encoder import Encoder
-from reid_fast.models.teacher import follow, new_teacher
+from reid_fast.models.teacher import new_teacher
 
 LOWEST_EPS = 0.399  # the radius falls no more once it has reached it
 COPY_STEP = 99  # the step that overwrites the teacher with the student, as published
@@ -87,7 +87,8 @@ class DynamicClusterContrast(Method):
 
     def after_step(self, batch: Batch) -> None:
         super().after_step(batch)
-        follow(self.teacher, self.encoder, self.teacher_momentum(batch.step))
+        momentum = self.teacher_momentum(batch.step)
+        ops.ema_update(self.teacher.parameters(), self.encoder.parameters(), momentum)
 
     def teacher_momentum(self, step: int) -> float:
         """α: constant, then a running mean of the student from step 99 on, then constant again."""

@@ -6,6 +6,7 @@ stay as they are for an epoch; and pictures of a batch are contrasted with each 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from reid_fast.data.sampler import Rule, more_cameras
 from reid_fast.methods.base import Method
 from reid_fast.models.encoder import Encoder
 from reid_fast.models.memory import CameraProxies, label_means
-from reid_fast.models.teacher import follow, new_teacher
+from reid_fast.models.teacher import new_teacher
 
 _STREAM = 0x49434500  # keeps these draws apart from every other use of the run's seed
 
@@ -43,6 +44,7 @@ class InterInstanceContrast(Method):
         "temp": 0.5,
         "smoothing": 0.1,
         "soft_weight": 10.0,
+        "erase": 0.6,
         "eval_step": 1,
     }
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -71,7 +73,8 @@ class InterInstanceContrast(Method):
     @property
     def views(self) -> tuple[View, ...]:
         """Two strong views and the picture itself."""
-        strong = View(pad=self.config.pad, erase=0.6, blur=0.5)
+        (view,) = super().views
+        strong = replace(view, blur=0.5)
         return strong, strong, View(flip=0.0, pad=0, erase=0.0)
 
     def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:
@@ -91,9 +94,8 @@ class InterInstanceContrast(Method):
         b = self.encoder.necked(self.encoder.pooled(batch.views[0]))
         strong, weak = (self.taught(batch, view) for view in (1, 2))
         with torch.autocast(b.device.type, enabled=False):
-            similarity = F.normalize(b) @ strong.T
-            hard = hard_instance_loss(similarity, labels, config.hard_temp)
-            soft = soft_instance_loss(similarity, weak @ weak.T, config.soft_temp)
+            hard = ops.hard_nce(b, strong, labels, config.hard_temp)
+            soft = ops.soft_nce(b, strong, weak, config.soft_temp)
         centre = ops.cluster_nce(
             b, self.memory, labels, config.temp, normalize=False, smoothing=config.smoothing
         )
@@ -116,24 +118,4 @@ class InterInstanceContrast(Method):
 
     def after_step(self, batch: Batch) -> None:
         """Only the teacher moves: the memory is constant during an epoch."""
-        follow(self.teacher, self.encoder, self.config.ema)
-
-
-def hard_instance_loss(similarity: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Contrast of each picture's least similar positive with all negatives of the batch (§3.3).
-
-    Args:
-        similarity: [B, B] between the student's and the teacher's unit features.
-        labels: [B] int64.
-        temperature: τ.
-    """
-    same = labels[:, None] == labels
-    positive = similarity.masked_fill(~same, torch.inf).amin(1) / temperature
-    negatives = (similarity / temperature).masked_fill(same, -torch.inf)
-    return (torch.cat([positive[:, None], negatives], 1).logsumexp(1) - positive).mean()
-
-
-def soft_instance_loss(similarity: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """KL(Q‖P) of softmax rows over the batch: Q from `target` [B, B], constant, P from `similarity` [B, B] (§3.3)."""
-    log_p, log_q = ((scores / temperature).log_softmax(1) for scores in (similarity, target))
-    return F.kl_div(log_p, log_q, log_target=True, reduction="batchmean")
+        ops.ema_update(self.teacher.parameters(), self.encoder.parameters(), self.config.ema)

@@ -119,5 +119,5 @@ def test_the_papers_settings():
         expected = {"epochs": 40, "iters": 400, "batch_size": 32, "num_instances": 4, "bn_group": 8, "eps": 0.55,
                     "k1": 30, "temp": 0.5, "camera_temp": 0.07, "hard_temp": 0.1, "soft_temp": 0.4, "ema": 0.999,
                     "smoothing": 0.1, "soft_weight": 10.0, "camera_weight": 0.5, "negatives": 50,
-                    "ice_norm": "reference", "camera_agnostic": False}  # fmt: skip
+                    "ice_norm": "reference", "erase": 0.6, "camera_agnostic": False}  # fmt: skip
         assert {name: getattr(config, name) for name in expected} == expected
