@@ -124,7 +124,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", ["spcl", "ice"])
+@pytest.mark.parametrize("name", method_names())
 def test_killed_in_the_second_epoch_and_resumed_it_ends_with_the_same_bits(
     name, people, tmp_path, monkeypatch
 ):
