@@ -1,5 +1,5 @@
 // The contract of the clustering stages: features -> neighbours -> rows of weights -> Jaccard graph -> labels.
-// Shapes: N images, D feature width, K neighbours. Sources: methods.md §1.10 (Zhong et al., CVPR 2017) and §1.11.
+// Shapes: N images, D feature width, K neighbours. Source: Zhong et al., CVPR 2017, as the published code has it.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours of unit features among themselves (methods.md §1.10, step 1)."""
+"""Exact nearest neighbours of unit features among themselves (Zhong et al., CVPR 2017, the first step)."""
 
 from __future__ import annotations
 
