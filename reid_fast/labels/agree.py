@@ -34,7 +34,9 @@ def disagreement(labels: np.ndarray, other: np.ndarray) -> np.ndarray:
 def self_paced(
     labels: np.ndarray, tight: np.ndarray, loose: np.ndarray, threshold: float | None = None
 ) -> tuple[np.ndarray, float]:
-    """Self-paced relabelling of SpCL: keep the images of reliable clusters, set the others apart (Ge et al., NeurIPS 2020, §3.2).
+    """Self-paced relabelling: keep the images of reliable clusters, set the others apart.
+
+    SpCL, Ge et al., NeurIPS 2020, §3.2.
 
     Args:
         labels: [N] DBSCAN labels at eps, -1 for outliers.
@@ -64,7 +66,9 @@ def refine(
     ratio: float = 1.0,
     norm: Literal["reference", "mean"] = "reference",
 ) -> np.ndarray:
-    """Cluster refinement of CACL: set apart images whose tight sub-cluster lies far from its cluster (Li et al., TIP 2022).
+    """Cluster refinement: set apart images whose tight sub-cluster lies far from its cluster.
+
+    CACL, Li et al., TIP 2022, §3.3.
 
     Args:
         labels: [N] DBSCAN labels at eps, -1 for outliers.
