@@ -66,6 +66,7 @@ def row(case: Case, device: str, dtype: torch.dtype, n: int) -> dict[str, Any]:
     floor = max(case.bytes / BANDWIDTH, case.operations / PEAK)
     out = {
         "op": case.name, "sizes": case.sizes, "device": device, "dtype": str(dtype)[6:], "n": n,
+        "threads": torch.get_num_threads(),
         "bytes": case.bytes, "operations": case.operations, "floor_us_h200": round(1e6 * floor, 1),
         "launches_before": launches, "launches_after": case.launches,
     }  # fmt: skip
@@ -126,7 +127,13 @@ def main() -> None:
         "--static", action="store_true", help="compile every kernel for sm_80, sm_90 and sm_100"
     )
     parser.add_argument("--gate", action="store_true", help="with --static: fail on spills, keep nothing")
+    parser.add_argument(
+        "--threads", type=int, help="CPU threads; 1 keeps a busy machine's waits out of the times"
+    )
     arguments = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     if arguments.static:
         # Float16 has bfloat16's layout and tiles: the gate compiles one of them.
         dtypes = (torch.float32, torch.bfloat16) if arguments.gate else static.DTYPES

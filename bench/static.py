@@ -80,7 +80,8 @@ def launches(dtype: torch.dtype) -> Iterator[Launch]:
             ("memory_update", "update", (memory, x, labels, 0.1, mode, 0.03, flat(B)), {})
             for mode in ("serial", "hard", "weighted", "pick")
         ],
-        ("cluster_step", "update_and_sum", (memory, x, labels, flat(B), 0.1, "serial", None, None, True), {}),
+        ("cluster_step", "step", (x, memory, labels, 0.05, 0.1, "serial"), {}),
+        ("cluster_nce", "contrast", (x, memory, labels, 0.05), {"needs_grad": False}),
         (
             "hybrid_update",
             "update",

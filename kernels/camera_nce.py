@@ -121,7 +121,7 @@ def contrast(
     float,
     negatives: int, weights: torch.Tensor | None = None, normalize: bool = True, needs_grad: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """(weighted losses [B], gradient [B, D] or [0]) in float32. Two launches."""
+    """(loss, gradient [B, D] or [0]) in float32. Three launches."""
     x, memory, labels = x.contiguous(), memory.contiguous(), labels.contiguous()
     memory_labels = memory_labels.contiguous()
     (B, D), C = x.shape, memory.shape[0]
@@ -139,4 +139,4 @@ def contrast(
         K=K, BD=triton.next_power_of_2(D), BC=1024, NORMALIZE=normalize, HAS_WEIGHTS=weights is not None,
         GRAD=needs_grad,
     )  # fmt: skip
-    return losses, gradient
+    return losses.sum(), gradient
