@@ -68,35 +68,19 @@ def hdbscan(graph: sparse.csr_matrix, min_samples: int, min_cluster: int) -> np.
 
 
 def _connected(graph: sparse.csr_matrix, min_samples: int) -> sparse.csr_matrix:
-    """Add as many of the pairs at distance 1 as scikit-learn needs: one graph, `min_samples` in every row."""
-    N = graph.shape[0]
-    # A stored 0 would count as no pair.
-    stored = sparse.csr_matrix((np.maximum(graph.data, 1e-6), graph.indices, graph.indptr), shape=graph.shape)
+    """Add as many of the pairs at distance 1 as scikit-learn needs: one component, `min_samples` in every row."""
     _, component = sparse.csgraph.connected_components(graph, directed=False)
     _, first = np.unique(component, return_index=True)
-    sparse_rows = np.flatnonzero(np.diff(graph.indptr) < min_samples)
-    pairs = np.concatenate(
-        [
-            np.stack([first[:-1], first[1:]], axis=1),
-            np.stack(
-                [
-                    np.repeat(sparse_rows, min_samples + 1),
-                    np.tile(np.arange(min_samples + 1), len(sparse_rows)),
-                ],
-                1,
-            ),
-        ]
-    )
-    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-    row, column = np.concatenate([pairs, pairs[:, ::-1]]).T
-    far = sparse.csr_matrix((np.ones(len(row)), (row, column)), shape=(N, N))
-    far.data[:] = 1
-    # What is stored stays: 1 is the largest distance, so "2 - distance" is positive and its maximum is the nearer.
-    near = stored.astype(np.float64)
-    near.data, far.data = 2 - near.data, 2 - far.data
-    both = near.maximum(far).tocsr()
-    both.data = 2 - both.data
-    return both
+    lonely = np.flatnonzero(np.diff(graph.indptr) < min_samples)
+    row = np.concatenate([first[:-1], np.repeat(lonely, min_samples)])
+    column = np.concatenate([first[1:], np.tile(np.arange(min_samples), len(lonely))])
+    far = sparse.csr_matrix((np.ones(len(row)), (row, column)), shape=graph.shape)
+    # As closeness, 2 - distance, the larger one of a pair's two entries is right; a stored distance 0 would be no pair.
+    closeness = graph.astype(np.float64)
+    closeness.data = 2 - np.maximum(closeness.data, 1e-6)
+    joined = closeness.maximum((far + far.T).sign()).tocsr()
+    joined.data = 2 - joined.data
+    return joined
 
 
 def _numbered(clusters: np.ndarray, min_cluster: int) -> np.ndarray:
