@@ -62,10 +62,18 @@ class Config:
     bn_group: int = 64
     """pictures per BatchNorm group in training, whatever the number of devices; 0: the whole batch"""
 
+    cluster: Literal["dbscan", "hdbscan", "infomap"] = "dbscan"
+    """how pictures are clustered: dbscan and hdbscan by Jaccard distance, infomap by cosine similarity"""
     eps: float = 0.6
     """DBSCAN's radius, a Jaccard distance"""
     min_samples: int = 4
-    """neighbours, itself included, that make a DBSCAN core"""
+    """neighbours, itself included, that make a core"""
+    min_cluster: int = 5
+    """--cluster hdbscan and infomap: pictures of the smallest cluster"""
+    min_similarity: float = 0.5
+    """--cluster infomap: least cosine similarity that links two pictures"""
+    neighbours: int = 15
+    """--cluster infomap: nearest pictures, itself included, that may be linked"""
     k1: int = 30
     """neighbours in the k-reciprocal sets"""
     k2: int = 6

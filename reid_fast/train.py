@@ -23,7 +23,7 @@ from reid_fast.data.records import ReidSet
 from reid_fast.device import amp_dtype, choose_kernels, pick_device
 from reid_fast.errors import UserError, exit_on_user_error
 from reid_fast.evaluate import describe, score_encoder
-from reid_fast.labels.cluster import Clock, jaccard_graph
+from reid_fast.labels.cluster import Clock
 from reid_fast.labels.extract import extract
 from reid_fast.log import SCORES, Log, read_metrics, score_key, score_table
 from reid_fast.methods import Method, method_class, method_names
@@ -135,7 +135,7 @@ def build(config: Config) -> Run:
 
 def label_pictures(run: Run) -> np.ndarray:
     """Cluster the training pictures and fill the memory: [N] int64 pseudo labels."""
-    config, method, epoch, clock = run.config, run.method, run.at.epoch, Clock(run.at.seconds)
+    method, epoch, clock = run.method, run.at.epoch, Clock(run.at.seconds)
 
     def extract_features(encoder: Encoder) -> Tensor:
         with run.log.progress("extracting") as report:
@@ -143,8 +143,7 @@ def label_pictures(run: Run) -> np.ndarray:
 
     with clock.stage("extract"):
         features = method.features(extract_features)
-    sizes = config.k1, config.k2, method.max_distance(epoch)
-    graph = jaccard_graph(features, *sizes, clock, search=config.knn, say=run.log.say)
+    graph = method.graph(features, epoch, clock)
     with clock.stage("dbscan"):
         labels = method.labels(graph, epoch)
     if not in_company(labels).any():

@@ -19,9 +19,12 @@ from reid_fast.data.batch import Batch
 from reid_fast.data.records import ImageSet
 from reid_fast.data.sampler import Rule, epoch_plan, other_cameras
 from reid_fast.errors import UserError
+from reid_fast.labels.cluster import Clock, jaccard_graph
+from reid_fast.labels.communities import hdbscan, infomap, similarity_graph
 from reid_fast.models.encoder import Encoder
 from reid_fast.models.memory import VaryingBuffers, label_means
 from reid_fast.models.weights import load_weights
+from reid_fast.ops.jaccard import BELOW_ONE
 
 Extract = Callable[[Encoder], Tensor]  # an encoder -> the [N, D] unit features of all training pictures
 
@@ -29,11 +32,12 @@ Extract = Callable[[Encoder], Tensor]  # an encoder -> the [N, D] unit features 
 class Method(VaryingBuffers):
     """The hooks of one system; what it keeps lies in parameters and buffers, so it is saved and restored.
 
-    One epoch calls, in this order: `features`, `labels`, `fill_memory`, `plan`, then for each step `loss` and
+    One epoch calls, in this order: `features`, `graph`, `labels`, `fill_memory`, `plan`, then for each step `loss` and
     `after_step`. Epochs are counted from 0.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}  # the paper's settings, by the names of `Config`
+    needs_radius: ClassVar[bool] = False  # whether `labels` compares or schedules radii of DBSCAN
     recipes: ClassVar[dict[str, dict[str, Any]]] = {  # further settings for one data set
         "msmt17": {"iters": 400},
         "personx": {"eps": 0.7},
@@ -52,16 +56,25 @@ class Method(VaryingBuffers):
         super().__init__()
         self.config = config
         self.train_set = train
+        if self.needs_radius and config.cluster != "dbscan":
+            raise UserError(
+                f"--method {self._shown} clusters at several radii, which --cluster {config.cluster} does not know: "
+                "use --cluster dbscan"
+            )
         if self.needs_cams and (train.cams < 0).any():
             picture = train.paths[int((train.cams < 0).argmax())]
             raise UserError(
-                f"--method {config.method.replace('_', '-')} needs each picture's camera, and that of {picture} is "
+                f"--method {self._shown} needs each picture's camera, and that of {picture} is "
                 "unknown: give a --pattern that finds it, or choose another method, such as cc with --no-cam"
             )
         self.encoder = self.new_encoder()
         self.memory: Tensor
         self.register_buffer("memory", torch.empty(0, self.encoder.width))
         self._features: Tensor | None = None
+
+    @property
+    def _shown(self) -> str:
+        return self.config.method.replace("_", "-")
 
     @property
     def needs_cams(self) -> bool:
@@ -101,15 +114,29 @@ class Method(VaryingBuffers):
 
     def max_distance(self, epoch: int) -> float:
         """The largest Jaccard distance that `labels` asks of its graph."""
-        return self.eps(epoch)
+        return BELOW_ONE if self.config.cluster == "hdbscan" else self.eps(epoch)
 
     def features(self, extract: Extract) -> Tensor:
         """The [N, D] unit features to cluster."""
         return extract(self.model)
 
+    def graph(self, features: Tensor, epoch: int, clock: Clock) -> sparse.csr_matrix:
+        """[N, N] what `labels` clusters: Jaccard distances, or similarities for Infomap."""
+        config = self.config
+        if config.cluster == "infomap":
+            with clock.stage("knn"):
+                return similarity_graph(features, config.neighbours, config.min_similarity)
+        sizes = config.k1, config.k2, self.max_distance(epoch)
+        return jaccard_graph(features, *sizes, clock, search=config.knn)
+
     def labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:
-        """[N] int64 pseudo labels from the Jaccard graph; -1 takes no part in the epoch."""
-        return ops.dbscan(graph, self.eps(epoch), self.config.min_samples)
+        """[N] int64 pseudo labels from the graph; -1 takes no part in the epoch."""
+        config = self.config
+        if config.cluster == "infomap":
+            return infomap(graph, config.min_cluster)
+        if config.cluster == "hdbscan":
+            return hdbscan(graph, config.min_samples, config.min_cluster)
+        return ops.dbscan(graph, self.eps(epoch), config.min_samples)
 
     def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:
         """Rebuild the memory: the unit mean of each cluster's unit features, [C, D]."""

@@ -50,6 +50,7 @@ class Predictor(nn.Module):
 class AsymmetricContrast(Method):
     """The colour network and its memory are what is clustered, evaluated and exported."""
 
+    needs_radius = True
     defaults: ClassVar[dict[str, Any]] = {
         "epochs": 80,
         "iters": 400,

@@ -30,6 +30,7 @@ COPY_STEP = 99  # the step that overwrites the teacher with the student, as publ
 class DynamicClusterContrast(Method):
     """`--smoothing` is ε, `--update-temp` τ_w, `--soft-weight` λ: 1 trains on the softened targets alone."""
 
+    needs_radius = True
     defaults: ClassVar[dict[str, Any]] = {
         "epochs": 70,
         "step_size": 0,

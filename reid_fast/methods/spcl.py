@@ -26,6 +26,7 @@ from reid_fast.models.memory import InstanceMemory
 class SelfPacedContrast(Method):
     """Memory and labels run over all pictures; some class numbers are unused."""
 
+    needs_radius = True
     defaults: ClassVar[dict[str, Any]] = {
         "iters": 400,
         "batch_size": 64,

@@ -168,6 +168,21 @@ def refused(capsys, argv):
     return line
 
 
+@pytest.mark.parametrize("cluster", ["hdbscan", "infomap"])
+def test_another_clustering(cluster, people, tmp_path):
+    if cluster == "infomap":
+        pytest.importorskip("infomap")
+    train(flags("cc", people, tmp_path, "--cluster", cluster))
+    assert rows_of(tmp_path)[-1]["clusters"] > 1
+
+
+@pytest.mark.parametrize("name", ["cacl", "dccc", "spcl"])
+def test_a_clustering_without_the_radius_that_a_method_needs(name, people, tmp_path, capsys):
+    text = refused(capsys, flags(name, people, tmp_path / "run", "--cluster", "infomap"))
+    assert "use --cluster dbscan" in text
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["cap", "cap_cc", "ice"])
 def test_a_camera_method_on_a_set_without_camera_ids(name, people, tmp_path, capsys):
     crops = people / "bounding_box_train"
