@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+DOT_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
 
 @triton.jit
 def row_scale(x, rows, B, D, BM: tl.constexpr, BK: tl.constexpr, NORMALIZE: tl.constexpr):
@@ -84,6 +86,9 @@ def through_norm(h, x_row, scale, NORMALIZE: tl.constexpr):
 
 def dot_type(x: torch.Tensor, memory: torch.Tensor) -> torch.dtype:
     """The type that products are taken in: the lower of the two; the memory's, of two low ones."""
+    for dtype in (x.dtype, memory.dtype):
+        if dtype not in DOT_TYPES:
+            raise TypeError(f"features and memory must be float32, float16 or bfloat16 on CUDA, not {dtype}")
     return x.dtype if memory.dtype == torch.float32 else memory.dtype
 
 
@@ -100,7 +105,7 @@ def plan(x: torch.Tensor, memory: torch.Tensor) -> dict:
         "BM": min(64, max(16, triton.next_power_of_2(x.shape[0]))),
         "BN": 128 if low else 64,
         "BK": 128 // widest if low else 16,
-        "DOT": {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[dot],
+        "DOT": DOT_TYPES[dot],
         "num_warps": 8,
         "num_stages": 3 if low else 2,
     }

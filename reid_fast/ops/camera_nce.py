@@ -88,6 +88,7 @@ def _hardest(similarity: Tensor, positive: Tensor, negatives: int) -> Tensor:
 
 
 @custom_op("reid_fast::camera_nce", mutates_args=(), device_types="cpu")
+@fused.full_precision
 def _op(
     x: Tensor,
     memory: Tensor,

@@ -76,6 +76,7 @@ def cluster_nce(
 
 
 @fused.without_autocast
+@fused.full_precision
 def loss_and_gradient(
     x: Tensor,
     memory: Tensor,

@@ -118,6 +118,7 @@ def hybrid_update(
 
 
 @custom_op("reid_fast::hybrid_nce", mutates_args=(), device_types="cpu")
+@fused.full_precision
 def _op(
     x: Tensor,
     means: Tensor,

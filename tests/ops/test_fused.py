@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from reid_fast import ops
 from reid_fast.ops import augment, camera_nce, cluster_nce, fused, memory_update
 
 
@@ -43,6 +44,33 @@ def test_a_step_compiles_whole(step):
         loss.backward()
         results.append((loss.detach(), leaf.grad, memory))
     torch.testing.assert_close(results[1], results[0])
+
+
+LOSSES = {
+    "cluster_nce": lambda x, memory, labels: cluster_nce(x, memory, labels, 0.05),
+    "smoothing": lambda x, memory, labels: cluster_nce(x, memory, labels, 0.05, smoothing=0.1),
+    "cluster_step": lambda x, memory, labels: ops.cluster_step(x, memory.clone(), labels, 0.05, 0.1),
+    "camera_nce": lambda x, memory, labels: camera_nce(x, memory, torch.arange(9), labels, 0.07, 3),
+    "hybrid_nce": lambda x, memory, labels: ops.hybrid_nce(x, memory, torch.arange(9), labels, 0.05, 4.0),
+    "soft_nce": lambda x, memory, labels: ops.soft_nce(x, x + 1, 2 * x + 1, 0.4),
+    "hard_nce": lambda x, memory, labels: ops.hard_nce(x, x + 1, labels, temperature=0.1),
+    "attention": lambda x, *_: ops.cluster_attention(x[None], x[None], x, OFFSETS, SCALE)[0].square().sum(),
+}
+OFFSETS, SCALE = torch.tensor([0, 3, 8]), torch.tensor(3.0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_autocast_changes_nothing(name):
+    """The caller's types decide, not the region it calls from."""
+    x, memory, labels = torch.randn(8, 64), F.normalize(torch.randn(9, 64)), torch.arange(8)
+    results = []
+    for enabled in (False, True):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = LOSSES[name](leaf, memory, labels)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
 def test_ops_import_no_kernel():
