@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 from cluster import cluster
+from pictures import pictures
 from report import save
+from step import step
 
 # A stage is a function (smoke) -> rows; each row holds ours beside the reference.
-STAGES = {"cluster": cluster}
+STAGES = {"pictures": pictures, "cluster": cluster, "step": step}
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -8,6 +8,9 @@
 #include <thread>
 
 #include "stages.h"
+#ifdef REID_WITH_CUDA
+#include "cuda/device_stages.h"
+#endif
 
 namespace py = pybind11;
 
@@ -127,13 +130,72 @@ void bind_dbscan(py::module_& module) {
              py::arg("indices").noconvert(), py::arg("data").noconvert(), py::arg("eps"), py::arg("min_samples"));
 }
 
+#ifdef REID_WITH_CUDA
+// Device pointers and streams cross the border as integers.
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// The checks that name a bad row are the host's: the ranking is small beside the features.
+void require_sound_on_device(const Ranking& ranking, void* stream) {
+  const int64_t entries = ranking.n * ranking.k;
+  Array<int32_t> index(entries);
+  Array<float> similarity(entries);
+  const std::string fault = without_gil([&](const Run& run) {
+    cuda::copy_to_host(index.begin(), ranking.index, entries * 4, stream);
+    cuda::copy_to_host(similarity.begin(), ranking.similarity, entries * 4, stream);
+    return fault_of({index.begin(), similarity.begin(), ranking.n, ranking.k}, run);
+  });
+  require(fault.empty(), "neighbours: " + fault);
+}
+
+std::unique_ptr<cuda::DeviceGraph> py_jaccard_graph_cuda(uintptr_t rows, int64_t n, int64_t width, uintptr_t index,
+                                                         uintptr_t similarity, int k, int k2, float max_distance,
+                                                         uintptr_t stream) {
+  require(1 <= k2 && k2 <= k && k <= n, "k2 must lie in 1..K, K in 1..N");
+  require(0 <= max_distance && max_distance < 1, "max_distance must lie in [0, 1)");
+  const Features features{pointer<float>(rows), n, width};
+  const Ranking ranking{pointer<int32_t>(index), pointer<float>(similarity), n, k};
+  require_sound_on_device(ranking, pointer<void>(stream));
+  py::gil_scoped_release released;
+  return cuda::jaccard_graph(features, ranking, k2, max_distance, pointer<void>(stream));
+}
+
+void py_dbscan_cuda(uintptr_t start, uintptr_t index, uintptr_t value, int64_t n, float eps, int64_t min_samples,
+                    uintptr_t labels, uintptr_t stream) {
+  py::gil_scoped_release released;
+  cuda::dbscan({pointer<int64_t>(start), pointer<int32_t>(index), pointer<float>(value), n}, eps, min_samples,
+               pointer<int64_t>(labels), pointer<void>(stream));
+}
+
+void bind_cuda(py::module_& module) {
+  py::class_<cuda::DeviceGraph>(module, "DeviceGraph", "A sparse graph in device memory, freed with this object.")
+      .def_property_readonly("start", [](const cuda::DeviceGraph& graph) { return uintptr_t(graph.start()); })
+      .def_property_readonly("index", [](const cuda::DeviceGraph& graph) { return uintptr_t(graph.index()); })
+      .def_property_readonly("value", [](const cuda::DeviceGraph& graph) { return uintptr_t(graph.value()); })
+      .def_property_readonly("entries", &cuda::DeviceGraph::entries)
+      .def("to_host", [](const cuda::DeviceGraph& graph) { return to_csr(graph.to_host()); });
+  module.def("jaccard_graph_cuda", &py_jaccard_graph_cuda, py::arg("rows"), py::arg("n"), py::arg("width"),
+             py::arg("index"), py::arg("similarity"), py::arg("k"), py::arg("k2"), py::arg("max_distance"),
+             py::arg("stream"));
+  module.def("dbscan_cuda", &py_dbscan_cuda, py::arg("start"), py::arg("index"), py::arg("value"), py::arg("n"),
+             py::arg("eps"), py::arg("min_samples"), py::arg("labels"), py::arg("stream"));
+}
+#endif
+
 }  // namespace
 }  // namespace reid_fast
 
 PYBIND11_MODULE(_C, module) {
   using namespace reid_fast;
   module.doc() = "Compiled clustering stages; called through reid_fast.ops.";
+#ifdef REID_WITH_CUDA
+  module.attr("cuda") = true;
+  bind_cuda(module);
+#else
   module.attr("cuda") = false;
+#endif
   module.def("similarity_kernels", &similarity_kernels, "Kernels of `knn` this processor can run, fastest first.");
   module.def("knn", &py_knn, py::arg("rows").noconvert(), py::arg("k"), py::arg("begin"), py::arg("end"),
              py::arg("kernel") = "auto");

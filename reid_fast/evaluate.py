@@ -108,6 +108,7 @@ def describe(config: Config) -> dict[str, Any]:
     return {
         "arch": config.arch,
         "pooling_type": config.pooling_type,
+        "stem_relu": config.stem_relu,
         "height": config.height,
         "width": config.width,
         "mean": MEAN,
@@ -126,7 +127,9 @@ def load_encoder(folder: Path) -> tuple[Encoder, dict[str, Any]]:
     """
     tensors, description = checkpoint.load_export(folder)
     try:
-        encoder = Encoder(description["arch"], description["pooling_type"])
+        encoder = Encoder(
+            description["arch"], description["pooling_type"], stem_relu=description["stem_relu"]
+        )
         encoder.load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -19,6 +19,11 @@ SCORES = ("mAP", "rank1", "rank5", "rank10", "mINP")
 _QUIET_SECONDS = 10.0  # between plain progress lines
 
 
+def score_key(encoder: str, name: str) -> str:
+    """A score's key in metrics.jsonl: its name for the method's model (""), `teacher_mAP` for its teacher."""
+    return f"{encoder}_{name}" if encoder else name
+
+
 class Log:
     """The console, and the files of one run folder."""
 
@@ -110,6 +115,7 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
         ]
     if "mAP" in row:
         parts += [f"mAP {row['mAP']:.1%}", f"rank-1 {row['rank1']:.1%}"]
+    parts += [f"{key.replace('_', ' ')} {value:.1%}" for key, value in row.items() if key.endswith("_mAP")]
     parts.append(", ".join(f"{stage} {seconds:.1f}" for stage, seconds in row["seconds"].items()) + " s")
     return " | ".join(parts)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid_fast import checkpoint, folder
+from reid_fast import checkpoint, run_folder
 from reid_fast.config import Config, parse, to_json
 from reid_fast.data.augment import Augmentation, draw
 from reid_fast.data.batch import Batch
@@ -23,9 +23,9 @@ from reid_fast.data.records import ReidSet
 from reid_fast.device import amp_dtype, choose_kernels, pick_device
 from reid_fast.errors import UserError, exit_on_user_error
 from reid_fast.evaluate import describe, score_encoder
-from reid_fast.labels.cluster import Clock, jaccard_graph
+from reid_fast.labels.cluster import Clock
 from reid_fast.labels.extract import extract
-from reid_fast.log import SCORES, Log, read_metrics, score_table
+from reid_fast.log import SCORES, Log, read_metrics, score_key, score_table
 from reid_fast.methods import Method, method_class, method_names
 from reid_fast.metrics import check_evaluable, label_scores
 from reid_fast.models.encoder import Encoder
@@ -40,6 +40,7 @@ class Position:
 
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the epoch under way; 0: it has no labels yet
+    steps_before: int = 0  # of the finished epochs
     labels: Tensor | None = None  # [N] int64, of the epoch under way
     loss: float = 0.0  # summed over its steps
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
@@ -85,7 +86,7 @@ def train(config: Config) -> Path:
             at.labels = torch.from_numpy(label_pictures(run))
         train_epoch(run)
         row = epoch_row(run)
-        run.at = at = Position(epoch=at.epoch + 1)
+        run.at = at = Position(at.epoch + 1, steps_before=at.steps_before + at.step)
         finish_epoch(run, row)
         checkpoint.export(run.folder, run.method.model.state_dict(), describe(config))
         save(run)
@@ -110,17 +111,17 @@ def build(config: Config) -> Run:
     optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
 
-    path = folder.choose(config)
+    path = run_folder.choose(config)
     at, last_epoch = Position(), -1
     if config.resume and (path / "last.pt").exists():
         state = checkpoint.load(path)
-        folder.check_same(state, config, FORMAT, path)
+        run_folder.check_same(state, config, FORMAT, path)
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         at = Position(**state["at"])
         last_epoch = at.epoch
-    folder.describe(path, config)
+    run_folder.describe(path, config)
     log = Log(path, last_epoch=last_epoch, tensorboard=config.tensorboard)
     log.say(f"{config.method} on {config.dataset}, {config.arch}, {device}, {amp or 'float32'} -> {path}")
     stream = {"size": config.size, "device": device, "threads": config.workers}
@@ -134,7 +135,7 @@ def build(config: Config) -> Run:
 
 def label_pictures(run: Run) -> np.ndarray:
     """Cluster the training pictures and fill the memory: [N] int64 pseudo labels."""
-    config, method, clock = run.config, run.method, Clock(run.at.seconds)
+    method, epoch, clock = run.method, run.at.epoch, Clock(run.at.seconds)
 
     def extract_features(encoder: Encoder) -> Tensor:
         with run.log.progress("extracting") as report:
@@ -142,18 +143,24 @@ def label_pictures(run: Run) -> np.ndarray:
 
     with clock.stage("extract"):
         features = method.features(extract_features)
-    graph = jaccard_graph(features, config.k1, config.k2, method.max_distance, clock)
+    graph = method.graph(features, epoch, clock)
     with clock.stage("dbscan"):
-        labels = method.labels(graph)
-    if labels.max() < 0:
+        labels = method.labels(graph, epoch)
+    if not in_company(labels).any():
         raise UserError(
-            f"epoch {run.at.epoch + 1} found no cluster among {len(labels)} pictures: raise --eps "
+            f"epoch {epoch + 1} found no cluster among {len(labels)} pictures: raise --eps "
             "or lower --min-samples, or check that the pictures show several people more than once"
         )
     with clock.stage("memory"):
         method.fill_memory(features, labels)
     run.at.seconds = dict(clock)
     return labels
+
+
+def in_company(labels: np.ndarray) -> np.ndarray:
+    """[N] bool: whether a picture shares its label; methods without outliers give each a class of its own."""
+    counts = np.bincount(labels[labels >= 0], minlength=labels.max() + 1)
+    return (labels >= 0) & (counts[labels] > 1) if len(counts) else labels >= 0
 
 
 def train_epoch(run: Run) -> None:
@@ -204,9 +211,9 @@ def batches(run: Run, plan: np.ndarray) -> Iterator[Batch]:
                 ],
             )
 
-    for indices, pictures in zip(plan[first:], run.training(wanted()), strict=True):
-        index = torch.from_numpy(indices).to(run.device, non_blocking=True)
-        yield Batch(pictures, labels[index], index, cams[index])
+    for step, pictures in enumerate(run.training(wanted()), first):
+        index = torch.from_numpy(plan[step]).to(run.device, non_blocking=True)
+        yield Batch(pictures, labels[index], index, cams[index], at.epoch, at.steps_before + step)
 
 
 def read_losses(run: Run, unread: list[Tensor], plan: np.ndarray) -> None:
@@ -235,8 +242,8 @@ def epoch_row(run: Run) -> dict[str, Any]:
         peak = torch.cuda.max_memory_allocated(run.device) / 2**20
     return {
         "epoch": at.epoch + 1,
-        "clusters": int(labels.max()) + 1,
-        "outliers": int((labels < 0).sum()),
+        "clusters": len(np.unique(labels[in_company(labels)])),
+        "outliers": int((~in_company(labels)).sum()),
         "loss": at.loss / at.step,
         "lr": run.method.lr(at.epoch),
         **label_scores(labels, run.data.train.pids),
@@ -252,10 +259,12 @@ def finish_epoch(run: Run, row: dict[str, Any]) -> None:
     if run.data.query is not None and (epoch % config.eval_step == 0 or epoch == config.epochs):
         clock = Clock(row["seconds"])
         with clock.stage("evaluate"):
-            scores = score_encoder(
-                run.method.model, run.data, config.size, run.log, amp=run.amp, threads=config.workers
-            )
-        row |= {name: getattr(scores, name) for name in SCORES} | {"seconds": dict(clock)}
+            for prefix, encoder in {"": run.method.model, **run.method.others}.items():
+                scores = score_encoder(
+                    encoder, run.data, config.size, run.log, amp=run.amp, threads=config.workers
+                )
+                row |= {score_key(prefix, name): getattr(scores, name) for name in SCORES}
+        row |= {"seconds": dict(clock)}
     run.log.epoch(row, config.epochs)
 
 
@@ -273,20 +282,28 @@ def save(run: Run) -> None:
 
 
 def summarise(run: Run) -> None:
-    """Print the scores before training, at the end, and of the best epoch."""
+    """Print the scores before training, at the end, and of the best epoch, for each encoder that is evaluated."""
     scored = {row["epoch"]: row for row in read_metrics(run.folder / "metrics.jsonl") if "mAP" in row}
-    if scored:
-        best = max(scored, key=lambda epoch: scored[epoch]["mAP"])
+    table = {}
+    for prefix in ("", *run.method.others) if scored else ():
+        best = max(scored, key=lambda epoch: scored[epoch][score_key(prefix, "mAP")])
         names = {"untrained": min(scored), f"last epoch ({max(scored)})": max(scored),
                  f"best on the test set (epoch {best})": best}  # fmt: skip
-        run.log.say(score_table({name: scored[epoch] for name, epoch in names.items()}))
+        table |= {
+            f"{name}{prefix and ', ' + prefix}": {
+                key: scored[epoch][score_key(prefix, key)] for key in SCORES
+            }
+            for name, epoch in names.items()
+        }
+    if table:
+        run.log.say(score_table(table))
     run.log.say(f"model and metrics are in {run.folder}")
 
 
-def method_settings(method: str, dataset: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """The layers that a method lays over the defaults."""
+def method_settings(method: str, dataset: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What a method sets everywhere, and what it sets on one data set."""
     cls = method_class(method)
-    return [(f"method {method}", cls.defaults), (f"{method} on {dataset}", cls.recipes.get(dataset, {}))]
+    return cls.defaults, cls.recipes.get(dataset, {})
 
 
 if __name__ == "__main__":

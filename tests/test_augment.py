@@ -45,7 +45,7 @@ def one_picture(view, size, position, seed, epoch, number):
             low, high = view.erase_aspect
             aspect = low + (high - low) * uniform(9 + 2 * attempt)
             h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if h < size[0] and w < size[1]:
+            if h < size[0] + view.erase_across and w < size[1] + view.erase_across:
                 if h == 0:
                     break  # nothing to fill
                 return int(uniform(6) * (size[0] - h + 1)), int(uniform(7) * (size[1] - w + 1)), h, w
@@ -58,8 +58,9 @@ def one_picture(view, size, position, seed, epoch, number):
 
 
 @pytest.mark.parametrize("size", [(256, 128), (64, 32), (224, 224), (17, 33), (3, 2)])
-def test_parameters_equal_the_scalar_restatement(size):
-    view = View(flip=0.3, pad=3, erase=0.8, blur=0.4)
+@pytest.mark.parametrize("across", [False, True])
+def test_parameters_equal_the_scalar_restatement(size, across):
+    view = View(flip=0.3, pad=3, erase=0.8, blur=0.4, erase_across=across)
     positions = np.r_[0:300, 10**6, 2**40]
     got = draw(view, size, positions, seed=7, epoch=3, number=1)
     for i, position in enumerate(positions.tolist()):
@@ -68,6 +69,11 @@ def test_parameters_equal_the_scalar_restatement(size):
         assert got.crop[i].tolist() == crop
         assert got.blur[i] == np.float32(sigma)
         assert tuple(got.erase[i].tolist()) == rectangle
+
+
+def test_a_rectangle_is_as_wide_as_the_picture_where_that_is_allowed():
+    full = [drawn(View(erase_across=across)).erase[:, 3].max() for across in (False, True)]
+    assert full == [SIZE[1] - 1, SIZE[1]]
 
 
 @settings(max_examples=50, deadline=None)

@@ -93,9 +93,9 @@ def test_ibn_a_splits_the_first_norm_of_every_block_of_stages_1_to_3():
     ("size", "expected"), [((256, 128), (16, 8)), ((224, 224), (14, 14)), ((65, 31), (5, 2))]
 )
 def test_the_last_stage_keeps_the_resolution(arch, channels, size, expected):
-    with torch.device("meta"):
-        network = ResNet(ARCHS[arch])
-        assert network(torch.empty(2, 3, *size)).shape == (2, channels, *expected)
+    network = ResNet(ARCHS[arch]).eval()
+    with torch.no_grad():
+        assert network(torch.rand(1, 3, *size)).shape == (1, channels, *expected)
     assert network.c_out == channels
 
 

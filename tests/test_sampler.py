@@ -1,4 +1,4 @@
-"""The sampler against the rules as methods.md §1.5 states them, re-read from the plan it draws."""
+"""The sampler against its rules, re-read from the plan it draws."""
 
 from collections import Counter
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reid_fast.data.sampler import epoch_plan
+from reid_fast.data.sampler import class_uniform, epoch_plan, more_cameras
 from reid_fast.errors import UserError
 
 
@@ -159,3 +159,72 @@ def test_the_plan_depends_on_seed_and_epoch_alone(change):
 def test_too_few_clusters_are_a_user_error_with_a_way_out(labels):
     with pytest.raises(UserError, match=r"batch of 8.*--batch-size"):
         plan_of(labels, [0] * 9)
+
+
+def drawn(rule, own, cams, K, seed=0):
+    return rule(
+        np.asarray(own), None if cams is None else np.asarray(cams), K, np.random.default_rng(seed)
+    ).tolist()
+
+
+identity = st.lists(st.integers(0, 4), min_size=1, max_size=9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(cams=identity, K=st.integers(1, 6), seed=st.integers(0, 99))
+def test_more_cameras_takes_one_picture_of_each_and_then_others(cams, K, seed):
+    cams = np.array(cams)
+    own = 10 + np.arange(len(cams))
+    group = drawn(more_cameras, own, cams, K, seed)
+    assert len(group) == K
+    assert set(group) <= set(own.tolist())
+    cameras, seen = set(cams.tolist()), [cams[i - 10] for i in group]
+    rest = len(cams) - len(cameras)
+    if len(cameras) >= K:
+        assert len(set(seen)) == K
+    elif rest == 0:  # one picture a camera and too few of them: any, with repetition
+        assert len(own) < K
+    else:
+        assert set(seen[: len(cameras)]) == cameras
+        more = group[len(cameras) :]
+        assert not set(more) & set(group[: len(cameras)])
+        assert (len(set(more)) == len(more)) or rest < len(more)
+
+
+@settings(max_examples=100, deadline=None)
+@given(n=st.integers(1, 9), K=st.integers(1, 6), seed=st.integers(0, 99))
+def test_without_cameras_any_pictures_are_taken(n, K, seed):
+    group = drawn(more_cameras, np.arange(n), None, K, seed)
+    assert len(group) == K
+    assert len(set(group)) == K or n < K
+
+
+@settings(max_examples=100, deadline=None)
+@given(n=st.integers(1, 9), K=st.integers(1, 6), seed=st.integers(0, 99))
+def test_class_uniform_repeats_a_picture_at_most_k_times(n, K, seed):
+    group = drawn(class_uniform, np.arange(n), None, K, seed)
+    assert len(group) == K
+    assert set(group) <= set(range(n))
+    assert len(set(group)) == K or n < K
+    assert all(count <= K for count in Counter(group).values())
+
+
+def test_class_uniform_draws_from_k_copies():
+    """Two pictures and K = 3: three of (0, 1, 0, 1, 0, 1)."""
+    threes = Counter(tuple(sorted(drawn(class_uniform, [0, 1], None, 3, seed))) for seed in range(4000))
+    for group, share in {(0, 0, 0): 1 / 20, (0, 0, 1): 9 / 20, (0, 1, 1): 9 / 20, (1, 1, 1): 1 / 20}.items():
+        assert abs(threes[group] - 4000 * share) < 5 * (4000 * share) ** 0.5
+
+
+def test_a_rule_makes_the_groups_of_a_plan():
+    labels, cams = np.repeat(np.arange(6), 7), np.tile([0, 0, 0, 0, 1, 2, 3], 6)
+    groups = plan_of(labels, cams, rule=more_cameras, iters=20).reshape(-1, 4)
+    assert all(sorted(cams[group]) == [0, 1, 2, 3] for group in groups)
+
+
+@pytest.mark.parametrize(("kept", "batches"), [(5, 1), (16, 2), (23, 2), (24, 3)])
+def test_as_many_batches_as_the_clustered_pictures_fill(kept, batches):
+    labels = np.full(30, -1)
+    labels[:kept] = np.arange(kept) % 5
+    plan = plan_of(labels, np.zeros(30, int), iters=0, rule=class_uniform)
+    assert plan.shape == (batches, 8)

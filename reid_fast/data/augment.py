@@ -22,6 +22,7 @@ class View:
     erase: float = 0.5  # probability
     erase_area: tuple[float, float] = (0.02, 0.4)  # share of the picture
     erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)  # height over width
+    erase_across: bool = False  # whether the rectangle may be as high or as wide as the picture
     blur: float = 0.0  # probability
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
     grey: bool = False
@@ -74,7 +75,7 @@ def _rectangles(view: View, size: tuple[int, int], uniform: _Uniform) -> np.ndar
         area = _between(view.erase_area, uniform(8 + 2 * attempt)) * height * width
         aspect = _between(view.erase_aspect, uniform(9 + 2 * attempt))
         h, w = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-        fits = waiting & (h < height) & (w < width)
+        fits = waiting & (h < height + view.erase_across) & (w < width + view.erase_across)
         shape[fits] = np.stack([h, w], axis=1)[fits]
         waiting &= ~fits
     place = np.stack(

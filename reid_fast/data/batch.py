@@ -15,3 +15,5 @@ class Batch:
     labels: Tensor  # [B] int64 pseudo labels
     index: Tensor  # [B] int64, the pictures' places among the N training pictures
     cams: Tensor  # [B] int64, -1 = unknown
+    epoch: int = 0  # finished epochs of the run
+    step: int = 0  # finished steps of the run, over all epochs

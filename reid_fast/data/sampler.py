@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from reid_fast.errors import UserError
 
 _STREAM = 0x5A4D504C  # keeps these draws apart from every other use of the run's seed
+
+# (an identity's pictures [n], their cameras [n] or None, K, generator) -> those to take, in the order of the batch
+Rule = Callable[[np.ndarray, "np.ndarray | None", int, np.random.Generator], np.ndarray]
+
+
+def other_cameras(own: np.ndarray, cams: np.ndarray | None, K: int, rng: np.random.Generator) -> np.ndarray:
+    """An anchor, then K-1 pictures from other cameras than its own where there are any ("random multiple gallery
+    sampler" of the published code of SpCL and Cluster Contrast). A sole picture comes alone.
+    """
+    anchor = rng.integers(len(own))
+    others = own[cams != cams[anchor]] if cams is not None else own[:0]
+    if len(others) == 0:
+        others = np.delete(own, anchor)
+    if len(others) == 0 or K == 1:
+        return own[anchor : anchor + 1]
+    # The published code compares with K, not K-1: exactly K-1 candidates are drawn with replacement too.
+    return np.append(own[anchor], rng.choice(others, K - 1, replace=len(others) < K))
+
+
+def more_cameras(own: np.ndarray, cams: np.ndarray | None, K: int, rng: np.random.Generator) -> np.ndarray:
+    """K pictures from as many cameras as there are, one of each, then from the rest (ICE); without cameras, any K."""
+    by_camera = [] if cams is None else [rng.choice(own[cams == cam]) for cam in np.unique(cams)]
+    if len(by_camera) >= K:
+        return rng.choice(by_camera, K, replace=False)
+    rest = np.setdiff1d(own, by_camera)
+    if len(rest) == 0:
+        return rng.choice(own, K)
+    missing = K - len(by_camera)
+    more = rng.choice(rest, missing, replace=len(rest) < missing)
+    return np.concatenate([by_camera, more]).astype(np.int64)
+
+
+def class_uniform(own: np.ndarray, cams: np.ndarray | None, K: int, rng: np.random.Generator) -> np.ndarray:
+    """K pictures, distinct where there are as many, else from K copies of all of them (CAP)."""
+    return rng.permutation(own if len(own) >= K else np.tile(own, K))[:K]
 
 
 def epoch_plan(
@@ -19,8 +56,9 @@ def epoch_plan(
     seed: int,
     epoch: int,
     use_cams: bool = True,
+    rule: Rule = other_cameras,
 ) -> np.ndarray:
-    """Draw the batches of one epoch (the "random multiple gallery sampler" of the published code).
+    """Draw the batches of one epoch.
 
     A pass visits every identity once, in random order; passes follow one another, and the incomplete batch at the end
     of each is dropped. The draw depends on the arguments alone, so a resumed run draws the same batches.
@@ -30,9 +68,10 @@ def epoch_plan(
         cams: [N] int cameras.
         batch_size: B.
         num_instances: K, pictures per identity.
-        iters: batches.
+        iters: batches; 0: as many as the labelled pictures fill.
         seed, epoch: the source of randomness.
-        use_cams: take an identity's further pictures from other cameras than its first, where there are any.
+        use_cams: let the rule see the cameras.
+        rule: which pictures of an identity to take.
 
     Returns:
         [iters, B] int64 picture indices.
@@ -42,10 +81,15 @@ def epoch_plan(
     """
     rng = np.random.default_rng([_STREAM, seed, epoch])
     members = _members_by_label(labels)
+    iters = iters or max(1, int((labels >= 0).sum()) // batch_size)
     plan = np.empty((iters, batch_size), dtype=np.int64)
     filled = 0
     while filled < iters:
-        order = _one_pass(members, cams if use_cams else None, num_instances, rng)
+        groups = [
+            rule(members[label], cams[members[label]] if use_cams else None, num_instances, rng)
+            for label in rng.permutation(len(members))
+        ]
+        order = np.concatenate(groups) if groups else np.empty(0, dtype=np.int64)
         batches = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)[: iters - filled]
         if len(batches) == 0:
             raise UserError(
@@ -61,21 +105,3 @@ def _members_by_label(labels: np.ndarray) -> list[np.ndarray]:
     order = np.argsort(labels, kind="stable")
     order = order[labels[order] >= 0]
     return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
-
-
-def _one_pass(
-    members: list[np.ndarray], cams: np.ndarray | None, num_instances: int, rng: np.random.Generator
-) -> np.ndarray:
-    groups = []
-    for label in rng.permutation(len(members)):
-        own = members[label]
-        anchor = own[rng.integers(len(own))]
-        others = own[cams[own] != cams[anchor]] if cams is not None else own[:0]
-        if len(others) == 0:
-            others = own[own != anchor]
-        groups.append([anchor])
-        if len(others) > 0 and num_instances > 1:
-            # The published code compares with K, not K-1: exactly K-1 candidates are drawn with replacement too.
-            replace = len(others) < num_instances
-            groups.append(rng.choice(others, num_instances - 1, replace=replace))
-    return np.concatenate(groups) if groups else np.empty(0, dtype=np.int64)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
+from pkgutil import iter_modules
 
 from reid_fast.methods.base import Method
 
 
 def method_names() -> list[str]:
     """What `--method` takes: the names of the files beside this one, apart from `base`."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem != "base")
+    return sorted(module.name for module in iter_modules(__path__) if module.name != "base")
 
 
 def method_class(name: str) -> type[Method]:

@@ -60,9 +60,12 @@ class Encoder(nn.Module):
         """[B, 3, H, W] -> [B, D] float32, before the neck."""
         return self.pool(self.backbone(images))
 
+    def necked(self, pooled: Tensor) -> Tensor:
+        """[B, D] pooled features -> [B, D] float32 after the neck, not normalised."""
+        # The neck and the norm stay in float32: the memory and the clustering live on what they return.
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.neck(pooled)
+
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D] float32 unit rows: what is contrasted, clustered and retrieved."""
-        # The neck and the norm stay in float32: the memory and the clustering live on what they return.
-        pooled = self.pooled(images)
-        with torch.autocast(pooled.device.type, enabled=False):
-            return F.normalize(self.neck(pooled))
+        return F.normalize(self.necked(self.pooled(images)))

@@ -1,8 +1,6 @@
-"""The k-reciprocal Jaccard distance as a sparse graph (methods.md §1.10; Zhong et al., CVPR 2017)."""
+"""The k-reciprocal Jaccard distance as a sparse graph (Zhong et al., CVPR 2017)."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +8,7 @@ from scipy import sparse
 from torch import Tensor
 
 from reid_fast import _C
+from reid_fast.ops import cuda
 from reid_fast.ops.features import Features, clip_k, unit_rows
 from reid_fast.ops.knn import knn
 
@@ -34,25 +33,31 @@ def jaccard_graph(
         neighbours: the result of `knn(features, k)` with k ≥ k1, where it is already there.
 
     Returns:
-        [N, N] float32 CSR: symmetric, self included (an explicit 0), sorted indices.
+        [N, N] float32 CSR: symmetric, self included (an explicit 0), sorted indices. CuPy's CSR on the device for
+        CUDA features where the extension has CUDA and CuPy is installed, else SciPy's.
 
     Raises:
         ValueError: k1 < 1, k2 outside 1..k1, max_distance outside [0, 1), neighbours that do not fit, or a
             bad feature row.
     """
     rows, index, similarity, k2 = _prepare(features, k1, k2, max_distance, neighbours)
+    if rows.is_cuda and _C.cuda:
+        return cuda.jaccard_graph(rows, index, similarity, k2, max_distance)
+    if rows.is_cuda:
+        cuda.say_that_the_cpu_clusters()
+    index, similarity = index.cpu(), similarity.cpu()
     start, indices, data = _C.jaccard_graph(
         rows.cpu().numpy(), index.numpy(), similarity.numpy(), k2, max_distance
     )
     return sparse.csr_matrix((data, indices, start), shape=(len(rows), len(rows)))
 
 
-def jaccard_distance(features: Features, k1: int = 30, k2: int = 6) -> Any:
+def jaccard_distance(features: Features, k1: int = 30, k2: int = 6) -> np.ndarray:
     """Dense drop-in for the published `compute_jaccard_distance`: [N, N] float32, 1 where nothing is shared.
 
     Arguments and errors as `jaccard_graph`; needs 4·N² bytes, where the graph needs a few hundred per row.
     """
-    graph = jaccard_graph(features, k1, k2, BELOW_ONE)
+    graph = cuda.on_host(jaccard_graph(features, k1, k2, BELOW_ONE))
     distance = np.ones(graph.shape, np.float32)
     distance[np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr)), graph.indices] = graph.data
     return distance
@@ -70,9 +75,9 @@ def jaccard_graph_ref(
     *,
     neighbours: Neighbours | None = None,
 ) -> sparse.csr_matrix:
-    """`jaccard_graph` in NumPy and SciPy, step by step as methods.md §1.10 states it, in double precision."""
+    """`jaccard_graph` in NumPy and SciPy, step by step, in double precision."""
     rows, index, _, k2 = _prepare(features, k1, k2, max_distance, neighbours)
-    ranking = index.numpy().astype(np.int64)
+    ranking = index.cpu().numpy().astype(np.int64)
     weights = _weights(rows.cpu().numpy(), _expansion(ranking, ranking.shape[1]))
     if k2 != 1:
         weights = _selection(ranking, k2).astype(np.float64) @ weights / k2
@@ -82,7 +87,7 @@ def jaccard_graph_ref(
 def _prepare(
     features: Features, k1: int, k2: int, max_distance: float, neighbours: Neighbours | None
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Unit rows, the ranking [N, K] int32 and its cosines [N, K] float32 on the CPU, and the clipped k2."""
+    """Unit rows, the ranking [N, K] int32 and its cosines [N, K] float32 beside them, and the clipped k2."""
     if k1 < 1:
         raise ValueError(f"k1 must be at least 1, not {k1}")
     if not 1 <= k2 <= k1:
@@ -91,12 +96,13 @@ def _prepare(
         raise ValueError(f"max_distance must lie in [0, 1), not {max_distance}")
     rows = unit_rows(features)
     k1 = clip_k(k1, len(rows), "k1")
-    index, similarity = _fitting(knn(rows, k1) if neighbours is None else neighbours, len(rows), k1)
+    index, similarity = _fitting(knn(rows, k1) if neighbours is None else neighbours, rows, k1)
     return rows, index, similarity, min(k2, k1)
 
 
-def _fitting(neighbours: Neighbours, n: int, k1: int) -> tuple[Tensor, Tensor]:
-    index, similarity = (torch.as_tensor(part).cpu() for part in neighbours)
+def _fitting(neighbours: Neighbours, rows: Tensor, k1: int) -> tuple[Tensor, Tensor]:
+    index, similarity = (torch.as_tensor(part).to(rows.device) for part in neighbours)
+    n = len(rows)
     if index.ndim != 2 or len(index) != n or index.shape[1] < k1 or index.shape != similarity.shape:
         shapes = f"{list(index.shape)} and {list(similarity.shape)}"
         raise ValueError(f"neighbours: index and similarity must be [{n}, at least {k1}], not {shapes}")

@@ -1,4 +1,4 @@
-"""Cluster Contrast: the golden values of methods.md part 5 through the hooks that train."""
+"""Cluster Contrast: values computed by the published code through the hooks that train."""
 
 import math
 from collections import Counter
@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from stubs import new_method, phi, stepped
 
 from reid_fast import jaccard_graph
-from reid_fast.config import Config, parse
-from reid_fast.data.batch import Batch
-from reid_fast.data.records import ImageSet
+from reid_fast.config import parse
 from reid_fast.methods import method_class, method_names
 from reid_fast.methods.base import Method
 from reid_fast.train import method_settings
@@ -32,39 +30,9 @@ UPDATED = {
 }
 
 
-class RawEncoder(nn.Module):
-    """Takes the "pictures" for the features before the norm."""
-
-    width = 8
-
-    def forward(self, raw):
-        return F.normalize(raw)
-
-
-def phi(n, s):
-    i, j = torch.meshgrid(torch.arange(n).double(), torch.arange(8).double(), indexing="ij")
-    return torch.sin(s + 1.7 * i + 0.9 * j + 0.31 * i * j).float()
-
-
-def pictures(cams):
-    return ImageSet(tuple(range(len(cams))), np.zeros(len(cams), np.int64), np.asarray(cams, np.int64))
-
-
 @pytest.fixture
-def make(monkeypatch):
-    """A Cluster Contrast whose encoder only normalises; settings are given by name."""
-    monkeypatch.setattr(Method, "new_encoder", lambda self: RawEncoder())
-    return lambda cams=(0,) * 6, **options: method_class("cc")(Config(**options), pictures(cams))
-
-
-def stepped(method, raw, labels=Y):
-    """One step as the driver takes it: the loss, its gradient, then the update of the memory."""
-    raw = raw.clone().requires_grad_()
-    batch = Batch((raw,), labels, torch.arange(len(raw)), torch.zeros(len(raw), dtype=torch.int64))
-    losses = method.loss(batch)
-    sum(losses.values()).backward()
-    method.after_step(batch)
-    return losses, raw.grad
+def make(raw_encoder):
+    return lambda cams=(0,) * 6, **options: new_method("cc", cams, **options)
 
 
 @pytest.mark.parametrize("update", ["serial", "hard"])
@@ -72,8 +40,8 @@ def test_golden_loss_gradient_and_update(make, update):
     method = make(temp=0.05, momentum=0.1, update=update)
     before = F.normalize(phi(5, 0.5))
     method.memory = before.clone()
-    losses, gradient = stepped(method, phi(6, 2.0))
-    assert sum(losses.values()).item() == pytest.approx(LOSS, abs=1e-5)
+    losses, (gradient,) = stepped(method, [phi(6, 2.0)], Y)
+    assert sum(losses.values()) == pytest.approx(LOSS, abs=1e-5)
     assert gradient.norm().item() == pytest.approx(NORM, abs=1e-5)
     np.testing.assert_allclose(gradient[0], GRADIENT, atol=1e-5)
     for row, expected in UPDATED[update].items():
@@ -115,7 +83,7 @@ def test_labels_come_from_the_features_and_outliers_take_no_part(make):
     features = F.normalize(features)
     method = make(cams=np.arange(41) % 3, batch_size=8, num_instances=4, iters=9)
     found = method.features(lambda encoder: features)
-    labels = method.labels(jaccard_graph(found, 10, 1, method.max_distance))
+    labels = method.labels(jaccard_graph(found, 10, 1, method.max_distance(0)), 0)
     assert len(set(zip(labels[:40].tolist(), true.tolist(), strict=True))) == 4
     assert labels[40] == -1
     method.fill_memory(features, labels)
@@ -124,7 +92,7 @@ def test_labels_come_from_the_features_and_outliers_take_no_part(make):
     assert plan.shape == (9, 8)
     assert (labels[plan] >= 0).all()
     assert all(set(Counter(row.tolist()).values()) == {4} for row in labels[plan])
-    losses, _ = stepped(method, features[plan[0]], torch.from_numpy(labels[plan[0]]))
+    losses, _ = stepped(method, [features[plan[0]]], labels[plan[0]])
     assert sum(losses.values()) < 0.1
 
 

@@ -32,7 +32,12 @@ def picture(x, memory, labels):
 @pytest.mark.parametrize("step", [contrast_and_update, camera, picture])
 def test_a_step_compiles_whole(step):
     results = []
-    weight, x, start, labels = torch.randn(16, 16), torch.randn(8, 16), F.normalize(torch.randn(9, 16)), torch.arange(8)
+    weight, x, start, labels = (
+        torch.randn(16, 16),
+        torch.randn(8, 16),
+        F.normalize(torch.randn(9, 16)),
+        torch.arange(8),
+    )
     for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
         leaf, memory = weight.clone().requires_grad_(), start.clone()
         loss = function(x @ leaf, memory, labels)
@@ -69,7 +74,9 @@ def test_autocast_changes_nothing(name):
 
 
 def test_ops_import_no_kernel():
-    program = "import sys, reid_fast.ops; sys.exit(any(m.startswith('reid_fast.kernels') for m in sys.modules))"
+    program = (
+        "import sys, reid_fast.ops; sys.exit(any(m.startswith('reid_fast.kernels') for m in sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 

@@ -1,0 +1,179 @@
+// The thresholded graph on the device. Every sum runs in the order of the CPU stages and there are no float atomics, so
+// two runs give the same bits.
+#include "cuda/device_rows.h"
+#include "cuda/device_stages.h"
+#include "rows.h"
+
+namespace reid_fast::cuda {
+namespace {
+
+constexpr int kWarpsPerBlock = 4;
+constexpr int64_t kScratchBytes = int64_t{1} << 30;  // for the dense sums of the rows in flight
+
+// Column g: the rows that hold g, in whatever order they come; nothing below depends on it.
+Rows inverted(const Rows& rows, int64_t n, cudaStream_t stream) {
+  const View from(rows);
+  DeviceArray<int64_t> lengths = zero_lengths(n, stream);
+  auto* length = reinterpret_cast<unsigned long long*>(lengths.data());
+  for_each_row(rows.index.size(), stream,
+               [=] __device__(int64_t e) { atomicAdd(length + from.index[e] + 1, 1ull); });
+  Rows columns = allocate(std::move(lengths), stream);
+  DeviceArray<int64_t> slots = zero_lengths(n, stream);
+  auto* slot = reinterpret_cast<unsigned long long*>(slots.data());
+  const int64_t* start = columns.start.data();
+  int32_t* index = columns.index.data();
+  float* value = columns.value.data();
+  for_each_row(n, stream, [=] __device__(int64_t i) {
+    for (int64_t e = from.start[i]; e < from.start[i + 1]; ++e) {
+      const int32_t g = from.index[e];
+      const int64_t to = start[g] + static_cast<int64_t>(atomicAdd(slot + g, 1ull));
+      index[to] = static_cast<int32_t>(i);
+      value[to] = from.value[e];
+    }
+  });
+  return columns;
+}
+
+// A warp per row in flight, each with a dense row of sums that is all zero between rows. A column names a row once, so
+// its entries are added side by side; columns follow one another, so each sum runs in ascending g. With `index` null
+// the near rows are counted into length[i + 1], otherwise written from start[i] on.
+__global__ void near_rows(View rows, View columns, int64_t n, float max_distance, float* all_sums, int32_t* all_touched,
+                          int64_t* length, const int64_t* start, int32_t* index, float* value) {
+  const int64_t warp = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp;
+  const int64_t warps = int64_t{gridDim.x} * blockDim.x / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  const unsigned lower_lanes = (1u << lane) - 1;
+  float* sums = all_sums + warp * n;
+  int32_t* touched = all_touched + warp * n;
+
+  for (int64_t i = warp; i < n; i += warps) {
+    int64_t count = 0;
+    for (int64_t e = rows.start[i]; e < rows.start[i + 1]; ++e) {
+      const int32_t g = rows.index[e];
+      const float weight = rows.value[e];
+      const int64_t end = columns.start[g + 1];
+      for (int64_t c = columns.start[g]; c < end; c += kWarp) {
+        const int32_t j = c + lane < end ? columns.index[c + lane] : static_cast<int32_t>(i);
+        bool fresh = false;
+        if (j != i) {
+          const float sum = sums[j];
+          fresh = sum == 0;
+          sums[j] = sum + fminf(weight, columns.value[c + lane]);
+        }
+        const unsigned vote = __ballot_sync(kAllLanes, fresh);
+        if (fresh) touched[count + __popc(vote & lower_lanes)] = j;
+        count += __popc(vote);
+      }
+      __syncwarp();
+    }
+    int64_t found = 1;
+    if (index && lane == 0) {
+      index[start[i]] = static_cast<int32_t>(i);
+      value[start[i]] = 0;
+    }
+    for (int64_t t = 0; t < count; t += kWarp) {
+      const int32_t j = t + lane < count ? touched[t + lane] : -1;
+      const float distance = j >= 0 ? jaccard_of(sums[j]) : 2;
+      const bool near = distance <= max_distance;
+      if (j >= 0) sums[j] = 0;
+      const unsigned vote = __ballot_sync(kAllLanes, near);
+      if (index && near) {
+        const int64_t to = start[i] + found + __popc(vote & lower_lanes);
+        index[to] = j;
+        value[to] = distance;
+      }
+      found += __popc(vote);
+    }
+    if (!index && lane == 0) length[i + 1] = found;
+    __syncwarp();
+  }
+}
+
+// Shell sort of each row by index.
+void sort_rows(Rows& rows, int64_t n, cudaStream_t stream) {
+  const int64_t* start = rows.start.data();
+  int32_t* index = rows.index.data();
+  float* value = rows.value.data();
+  for_each_row(n, stream, [=] __device__(int64_t i) {
+    const int64_t first = start[i], size = start[i + 1] - first;
+    int64_t gap = 1;
+    while (gap < size / 3) gap = 3 * gap + 1;
+    for (; gap > 0; gap /= 3) {
+      for (int64_t t = gap; t < size; ++t) {
+        const int32_t key = index[first + t];
+        const float distance = value[first + t];
+        int64_t slot = t;
+        for (; slot >= gap && index[first + slot - gap] > key; slot -= gap) {
+          index[first + slot] = index[first + slot - gap];
+          value[first + slot] = value[first + slot - gap];
+        }
+        index[first + slot] = key;
+        value[first + slot] = distance;
+      }
+    }
+  });
+}
+
+Rows threshold_graph(const Rows& weights, int64_t n, float max_distance, cudaStream_t stream) {
+  const Rows columns = inverted(weights, n, stream);
+  const int64_t per_warp = n * static_cast<int64_t>(sizeof(float) + sizeof(int32_t));
+  int64_t blocks = kScratchBytes / (per_warp * kWarpsPerBlock);
+  if (blocks > (n + kWarpsPerBlock - 1) / kWarpsPerBlock) blocks = (n + kWarpsPerBlock - 1) / kWarpsPerBlock;
+  if (blocks > 1024) blocks = 1024;
+  if (blocks < 1) blocks = 1;
+  DeviceArray<float> sums(blocks * kWarpsPerBlock * n, stream);
+  DeviceArray<int32_t> touched(blocks * kWarpsPerBlock * n, stream);
+  sums.clear();
+  auto run = [&](int64_t* length, const int64_t* start, int32_t* index, float* value) {
+    near_rows<<<static_cast<unsigned>(blocks), kWarpsPerBlock * kWarp, 0, stream>>>(
+        View(weights), View(columns), n, max_distance, sums.data(), touched.data(), length, start, index, value);
+    check(cudaGetLastError());
+  };
+  DeviceArray<int64_t> lengths = zero_lengths(n, stream);
+  run(lengths.data(), nullptr, nullptr, nullptr);
+  Rows graph = allocate(std::move(lengths), stream);
+  run(nullptr, graph.start.data(), graph.index.data(), graph.value.data());
+  sort_rows(graph, n, stream);
+  return graph;
+}
+
+class OwnedGraph : public DeviceGraph {
+ public:
+  explicit OwnedGraph(Rows rows) : rows_(std::move(rows)) {}
+
+  const int64_t* start() const override { return rows_.start.data(); }
+  const int32_t* index() const override { return rows_.index.data(); }
+  const float* value() const override { return rows_.value.data(); }
+  int64_t entries() const override { return rows_.index.size(); }
+
+  SparseRows to_host() const override {
+    SparseRows host{Array<int64_t>(rows_.start.size()), Array<int32_t>(entries()), Array<float>(entries())};
+    rows_.start.copy_to_host(host.start.begin());
+    rows_.index.copy_to_host(host.index.begin());
+    rows_.value.copy_to_host(host.value.begin());
+    return host;
+  }
+
+ private:
+  Rows rows_;
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceGraph> jaccard_graph(const Features& features, const Ranking& ranking, int k2, float max_distance,
+                                           void* stream_handle) {
+  auto* stream = static_cast<cudaStream_t>(stream_handle);
+  Rows weights = expansion_weights(features, ranking, stream);
+  if (k2 > 1) weights = query_expansion(weights, ranking, k2, stream);
+  auto graph = std::make_unique<OwnedGraph>(threshold_graph(weights, features.n, max_distance, stream));
+  check(cudaStreamSynchronize(stream));
+  return graph;
+}
+
+void copy_to_host(void* to, const void* from, int64_t bytes, void* stream_handle) {
+  auto* stream = static_cast<cudaStream_t>(stream_handle);
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream));
+  check(cudaStreamSynchronize(stream));
+}
+
+}  // namespace reid_fast::cuda

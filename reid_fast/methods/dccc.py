@@ -1,0 +1,109 @@
+"""Dynamic clustering and cluster contrastive learning (arXiv 2303.06810, ICASSP 2024).
+
+Beside Cluster Contrast: the clustering radius falls from epoch to epoch (§ dynamic clustering parameters scheduler),
+prototypes follow a weighted mean of the batch (§ dynamic cluster contrast), and a teacher that sees another view
+softens the targets.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reid_fast import ops
+from reid_fast.config import Config
+from reid_fast.data.augment import View
+from reid_fast.data.batch import Batch
+from reid_fast.data.records import ImageSet
+from reid_fast.methods.base import Method
+from reid_fast.models.encoder import Encoder
+from reid_fast.models.teacher import new_teacher
+
+LOWEST_EPS = 0.399  # the radius falls no more once it has reached it
+COPY_STEP = 99  # the step that overwrites the teacher with the student, as published
+
+
+class DynamicClusterContrast(Method):
+    """`--smoothing` is ε, `--update-temp` τ_w, `--soft-weight` λ: 1 trains on the softened targets alone."""
+
+    needs_radius = True
+    defaults: ClassVar[dict[str, Any]] = {
+        "epochs": 70,
+        "step_size": 0,
+        "warmup_epochs": 10,
+        "warmup_factor": 0.1,
+        "eps": 0.7,
+        "update": "weighted",
+        "update_temp": 0.03,
+        "smoothing": 0.3,
+        "eval_step": 2,
+    }
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        "market1501": {"seed": 3407},
+        "dukemtmcreid": {"update_temp": 0.07, "smoothing": 0.1},
+        "msmt17": {"eps": 0.8, "update_temp": 0.6, "smoothing": 0.1, "epochs": 80},
+        "veri776": {"iters": 400},
+    }
+
+    def __init__(self, config: Config, train: ImageSet) -> None:
+        super().__init__(config, train)
+        self.teacher = new_teacher(self.encoder)
+
+    @property
+    def others(self) -> dict[str, Encoder]:
+        return {"teacher": self.teacher}
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        return 2 * super().views
+
+    def eps(self, epoch: int) -> float:
+        """The radius after the epoch's own reduction, so the first epoch's is below `--eps` already."""
+        start, schedule = self.config.eps, self.config.eps_schedule
+        if schedule == "log":
+            return start * (1 - 0.5 * math.log(epoch * (math.e - 1) / self.config.epochs + 1))
+        eps = start
+        for past in range(1, epoch + 2):
+            if eps > LOWEST_EPS:
+                eps = _reduced(eps, schedule, past)
+        return eps
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy against (1 - λε)·onehot + λε·softmax of the teacher's scores.
+
+        It is (1 - λ) times the plain contrast plus λ times the softened one: cross entropy is linear in its targets.
+        """
+        config = self.config
+        x = self.encoder(batch.views[0])
+        self._features = x.detach()
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            soft = (self.teacher(batch.views[1]) @ self.memory.T / config.temp).softmax(1)
+            share = config.soft_weight * config.smoothing
+            targets = (1 - share) * F.one_hot(batch.labels, len(self.memory)) + share * soft
+        return {"contrast": ops.cluster_nce(x, self.memory, batch.labels, config.temp, targets=targets)}
+
+    def after_step(self, batch: Batch) -> None:
+        super().after_step(batch)
+        momentum = self.teacher_momentum(batch.step)
+        ops.ema_update(self.teacher.parameters(), self.encoder.parameters(), momentum)
+
+    def teacher_momentum(self, step: int) -> float:
+        """α: constant, then a running mean of the student from step 99 on, then constant again."""
+        if step < COPY_STEP:
+            return self.config.ema
+        return min(self.config.ema, 1 - 1 / (step - COPY_STEP + 1))
+
+
+def _reduced(eps: float, schedule: str, epoch: int) -> float:
+    """The next radius; `epoch` counts from 1."""
+    if schedule == "expo":
+        return 0.99 * eps
+    if schedule == "linear":
+        return eps - 0.005
+    if schedule == "step" and epoch % 5 == 0:
+        return eps - 0.03
+    return eps

@@ -1,0 +1,163 @@
+"""Robust contrastive learning (DOI 10.1007/s13042-023-01997-1): attention over the members of a cluster.
+
+Beside Cluster Contrast: self-attention weighs a cluster's members when its prototype is made (CSA), and a member that
+receives little attention is a hard positive, which updates the prototype (HPS). The abstract fixes no formula: those of
+this file are this project's reading, and every part has its switch. `--rcl-init mean --rcl-update seq` is Cluster
+Contrast.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reid_fast import ops
+from reid_fast.config import Config
+from reid_fast.data.batch import Batch
+from reid_fast.data.records import ImageSet
+from reid_fast.methods.base import Method
+
+MOST_MEMBERS = 256  # of a cluster that attend to each other
+_ROWS = 8192  # pictures whose scores are held at once while the attention is trained
+_STREAM = 0x52434C00  # keeps these draws apart from every other use of the run's seed
+
+
+class Aggregation(nn.Module):
+    """Multi-head self-attention with the diagonal masked and the members themselves as values (SAA)."""
+
+    def __init__(self, width: int, heads: int = 8, head_width: int = 256) -> None:
+        super().__init__()
+        blocks = [nn.init.orthogonal_(torch.empty(width, min(width, head_width))) for _ in range(heads)]
+        # Equal projections: attention begins as the projected cosine.
+        self.query = nn.Parameter(torch.stack(blocks))
+        self.key = nn.Parameter(self.query.detach().clone())
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention received by the [n, D] unit rows x, [n], and prototypes; see `ops.cluster_attention`."""
+        return ops.cluster_attention(*self._project(x), x, offsets, self.log_scale.exp())
+
+    def received(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """[n] the attention alone; clusters may be empty."""
+        return ops.received_attention(*self._project(x), offsets, self.log_scale.exp())
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.normalize(x @ self.query, dim=-1), F.normalize(x @ self.key, dim=-1)
+
+
+class RobustContrast(Method):
+    """The attention is trained for a few steps at the start of each epoch and fixed during it."""
+
+    defaults: ClassVar[dict[str, Any]] = {"rcl_init": "csa", "rcl_update": "hps", "saa_train": "weighted"}
+
+    def __init__(self, config: Config, train: ImageSet) -> None:
+        super().__init__(config, train)
+        # Trained here, apart from the encoder: the driver's optimiser takes what requires a gradient.
+        self.attention = Aggregation(self.encoder.width).requires_grad_(False)
+
+    def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:
+        """Train the attention on the epoch's features, then make the prototypes with it (CSA)."""
+        order, offsets = members_by_cluster(labels, self.config.seed)
+        x, offsets = features[torch.from_numpy(order).to(features.device)], offsets.to(features.device)
+        if self.config.saa_train != "none":
+            self._train_attention(x, offsets)
+        if self.config.rcl_init == "mean":
+            super().fill_memory(features, labels)
+        else:
+            self.memory = self.attention(x, offsets)[1]
+
+    def _train_attention(self, x: Tensor, offsets: Tensor) -> None:
+        self.attention.requires_grad_(True)
+        optimizer = torch.optim.Adam(self.attention.parameters(), lr=self.config.saa_lr)
+        for _ in range(self.config.saa_steps):
+            optimizer.zero_grad()
+            backward_csa(self.attention, x, offsets, self.config.temp, self.config.saa_train == "weighted")
+            optimizer.step()
+        optimizer.zero_grad()
+        self.attention.requires_grad_(False)
+
+    def after_step(self, batch: Batch) -> None:
+        config, x, labels = self.config, self._features, batch.labels
+        mode = {"seq": "serial", "hard_cos": "hard", "hps": "pick"}[config.rcl_update]
+        scores = self.dispersion(x, labels) if mode == "pick" else None
+        ops.memory_update(self.memory, x, labels, config.momentum, mode, scores=scores)
+
+    @torch.no_grad()
+    def dispersion(self, x: Tensor, labels: Tensor) -> Tensor:
+        """δ = 1 - n·w of each of x [B, D] among the n of its cluster in the batch: [B], the highest one is picked.
+
+        Members whose n·w lies below `--hps-guard` rank behind all others of their cluster.
+        """
+        order = labels.argsort(stable=True)
+        first = F.pad(labels[order].diff() != 0, (1, 0), value=True)
+        group = first.cumsum(0) - 1
+        # One offset per picture, clusters behind the last one being empty: their number stays on the device.
+        offsets = torch.searchsorted(group, torch.arange(len(x) + 1, device=x.device))
+        n = offsets.diff()[group]
+        share = n * self.attention.received(x[order], offsets)
+        ranked = 1 - share - 2 * n * (share < self.config.hps_guard)
+        return torch.empty_like(ranked).scatter_(0, order, ranked)
+
+
+def members_by_cluster(labels: np.ndarray, seed: int) -> tuple[np.ndarray, Tensor]:
+    """The members of each cluster, at most 256 of each, drawn at random.
+
+    Args:
+        labels: [N] int64, -1 is left out.
+        seed: of the draw.
+
+    Returns:
+        Picture indices [n], cluster by cluster, and where each cluster starts, [C + 1] int64.
+    """
+    rng = np.random.default_rng([_STREAM, seed])
+    chosen = rng.permutation(np.flatnonzero(labels >= 0))
+    chosen = chosen[np.argsort(labels[chosen], kind="stable")]
+    counts = np.bincount(labels[chosen])
+    rank = np.arange(len(chosen)) - np.repeat(np.cumsum(counts) - counts, counts)
+    chosen = chosen[rank < MOST_MEMBERS]
+    chosen = chosen[np.lexsort((chosen, labels[chosen]))]
+    sizes = np.minimum(counts, MOST_MEMBERS)
+    return chosen, torch.from_numpy(np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def backward_csa(
+    attention: Aggregation, x: Tensor, offsets: Tensor, temperature: float, weighted: bool
+) -> Tensor:
+    """Add the gradient of the loss that trains the attention to its parameters.
+
+    L = Σ_j v_j · -log softmax_c(x_j·c / τ)[cluster of j] over the prototypes c of all clusters, with v_j = w_j / C, w
+    the attention received, or, unweighted, 1 / n. Unweighted, it turns the attention towards the wrong members, whose
+    error it lowers most. The scores are held for a slice of the pictures at a time.
+
+    Args:
+        attention: its parameters require gradients.
+        x: [n, D] unit rows, cluster by cluster.
+        offsets: [C + 1] int64, where each cluster starts.
+        temperature: τ.
+        weighted: see above.
+
+    Returns:
+        L, a scalar.
+    """
+    labels = torch.repeat_interleave(offsets.diff())
+    weights, prototypes = attention(x, offsets)
+    v = weights / len(prototypes) if weighted else torch.full_like(weights, 1 / len(x))
+    leaf_v, leaf_c = v.detach().requires_grad_(), prototypes.detach().requires_grad_()
+    total = x.new_zeros(())
+    for start in range(0, len(x), _ROWS):
+        rows = slice(start, start + _ROWS)
+        scores = x[rows] @ leaf_c.T / temperature
+        loss = (leaf_v[rows] * F.cross_entropy(scores, labels[rows], reduction="none")).sum()
+        loss.backward()
+        total += loss.detach()
+    outputs, gradients = [prototypes], [leaf_c.grad]
+    if weighted:
+        outputs.append(v)
+        gradients.append(leaf_v.grad)
+    torch.autograd.backward(outputs, gradients)
+    return total

@@ -1,0 +1,77 @@
+"""Self-paced contrastive learning with a hybrid memory (Ge et al., NeurIPS 2020, arXiv 2006.02713).
+
+Beside Cluster Contrast: the memory holds every picture and is what is clustered, so features are extracted once;
+outliers train as classes of their own; and only pictures on which a tighter and a looser clustering agree stay
+together.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from reid_fast import ops
+from reid_fast.config import Config
+from reid_fast.data.batch import Batch
+from reid_fast.data.records import ImageSet
+from reid_fast.labels.agree import self_paced
+from reid_fast.methods.base import Extract, Method
+from reid_fast.models.memory import InstanceMemory
+
+
+class SelfPacedContrast(Method):
+    """Memory and labels run over all pictures; some class numbers are unused."""
+
+    needs_radius = True
+    defaults: ClassVar[dict[str, Any]] = {
+        "iters": 400,
+        "batch_size": 64,
+        "num_instances": 4,
+        "bn_group": 16,
+        "momentum": 0.2,
+        "eps_gap": 0.02,
+    }
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {"msmt17": {"iters": 800}, "veri776": {"iters": 800}}
+
+    def __init__(self, config: Config, train: ImageSet) -> None:
+        super().__init__(config, train)
+        self.instances = InstanceMemory(self.encoder.width)
+        self.threshold: (
+            Tensor  # of the independence criterion: set in the first epoch, kept for the whole run
+        )
+        self.register_buffer("threshold", torch.tensor(torch.nan, dtype=torch.float64))
+
+    def max_distance(self, epoch: int) -> float:
+        return self.eps(epoch) + self.config.eps_gap
+
+    def features(self, extract: Extract) -> Tensor:
+        """The memory, which the first epoch fills from the initial encoder."""
+        if not len(self.instances.rows):
+            self.instances.fill(extract(self.model))
+        return self.instances.rows
+
+    def labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:
+        """Clusters at three radii, then the reliability criteria (§3.2): every picture gets a class."""
+        eps, gap, min_samples = self.eps(epoch), self.config.eps_gap, self.config.min_samples
+        clusterings = (ops.dbscan(graph, radius, min_samples) for radius in (eps, eps - gap, eps + gap))
+        threshold = None if self.threshold.isnan() else self.threshold.item()
+        labels, threshold = self_paced(*clusterings, threshold)
+        self.threshold.fill_(threshold)
+        return labels
+
+    def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:
+        """The rows stay; their classes change."""
+        self.instances.relabel(labels)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Softmax over classes, each scored by the mean over its members (§3.1)."""
+        x = self.encoder(batch.views[0])
+        self._features = x.detach()
+        return {"contrast": self.instances.loss(x, batch.index, self.config.temp)}
+
+    def after_step(self, batch: Batch) -> None:
+        self.instances.update(self._features, batch.index, self.config.momentum)

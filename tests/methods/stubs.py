@@ -1,0 +1,71 @@
+"""What the tests of the methods share: an encoder that returns what it is given, and one step of the driver."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from reid_fast.config import Config
+from reid_fast.data.batch import Batch
+from reid_fast.data.records import ImageSet
+from reid_fast.methods import method_class
+
+
+class RawEncoder(nn.Module):
+    """Takes the "pictures" for the features before the norm, times a parameter that is 1."""
+
+    width = 8
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def pooled(self, raw):
+        return raw * self.scale
+
+    def necked(self, pooled):
+        return pooled
+
+    def forward(self, raw):
+        return F.normalize(self.necked(self.pooled(raw)))
+
+
+def phi(n, s):
+    """Φ(n, s)[i, j] = sin(s + 1.7 i + 0.9 j + 0.31 i j), eight columns."""
+    i, j = torch.arange(n).double()[:, None], torch.arange(8).double()
+    return torch.sin(s + 1.7 * i + 0.9 * j + 0.31 * i * j).float()
+
+
+def unit_phi(n, s):
+    return F.normalize(phi(n, s))
+
+
+def pictures(cams):
+    return ImageSet(tuple(range(len(cams))), np.zeros(len(cams), np.int64), np.asarray(cams, np.int64))
+
+
+def new_method(name, cams=(0,) * 6, **options):
+    """A method with its own defaults, over pictures from these cameras."""
+    cls = method_class(name)
+    return cls(Config(**{"method": name, **cls.defaults, **options}), pictures(cams))
+
+
+def batch_of(views, labels, index=None, cams=None, epoch=0, step=0):
+    labels = torch.as_tensor(labels)
+    index = torch.arange(len(labels)) if index is None else torch.as_tensor(index)
+    cams = torch.zeros_like(labels) if cams is None else torch.as_tensor(cams)
+    return Batch(tuple(views), labels, index, cams, epoch, step)
+
+
+def stepped(method, raws, labels, **batch):
+    """One step as the driver takes it: losses, gradients, then what follows. (losses, each view's gradient)"""
+    raws = [raw.clone().requires_grad_() for raw in raws]
+    batch = batch_of(raws, labels, **batch)
+    losses = method.loss(batch)
+    sum(losses.values()).backward()
+    method.after_step(batch)
+    return {name: loss.item() for name, loss in losses.items()}, [raw.grad for raw in raws]
+
+
+def assert_near(actual, expected, atol=1e-5):
+    np.testing.assert_allclose(np.asarray(actual, dtype=np.float64), expected, atol=atol)
