@@ -124,8 +124,7 @@ def _representatives(
     return torch.zeros_like(rows).index_add_(0, owner, x[order] * (weights / total[owner])[:, None])
 
 
-# The op's own argument is `rule`: torch's functionalisation of mutable ops (2.13) cannot pass one called
-# `mode`.
+# The op's own argument is `rule`: torch's functionalisation of mutable ops (2.13) cannot pass `mode`.
 @custom_op("reid_fast::memory_update", mutates_args=("memory",), device_types="cpu")
 def _op(
     memory: Tensor,
