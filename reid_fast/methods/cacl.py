@@ -89,7 +89,7 @@ class AsymmetricContrast(Method):
         return self.colour.rows
 
     def labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:
-        """Clusters, refined by a tighter clustering (§3.3): every picture gets a class."""
+        """Clusters, refined by a tighter clustering: every picture gets a class."""
         config, eps = self.config, self.eps(epoch)
         labels, tight = (
             ops.dbscan(graph, radius, config.min_samples) for radius in (eps, eps - config.eps_gap)
@@ -102,7 +102,7 @@ class AsymmetricContrast(Method):
         self.grey.relabel(labels)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Both networks against their own memories, and the predictor against the grey side (§3.2)."""
+        """Both networks against their own memories, and the predictor against the grey side."""
         config, index = self.config, batch.index
         pooled = self.encoder.pooled(batch.views[0])
         x, z = F.normalize(self.encoder.necked(pooled)), self.predictor(pooled)

@@ -1,8 +1,7 @@
 """Dynamic clustering and cluster contrastive learning (arXiv 2303.06810, ICASSP 2024).
 
-Beside Cluster Contrast: the clustering radius falls from epoch to epoch (§ dynamic clustering parameters scheduler),
-prototypes follow a weighted mean of the batch (§ dynamic cluster contrast), and a teacher that sees another view
-softens the targets.
+Beside Cluster Contrast: the clustering radius falls from epoch to epoch (dynamic clustering parameters scheduler), prototypes
+follow a weighted mean of the batch (dynamic cluster contrast), and a teacher that sees another view softens the targets.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class SelfPacedContrast(Method):
         return self.instances.rows
 
     def labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:
-        """Clusters at three radii, then the reliability criteria (§3.2): every picture gets a class."""
+        """Clusters at three radii, then the reliability criteria: every picture gets a class."""
         eps, gap, min_samples = self.eps(epoch), self.config.eps_gap, self.config.min_samples
         clusterings = (ops.dbscan(graph, radius, min_samples) for radius in (eps, eps - gap, eps + gap))
         threshold = None if self.threshold.isnan() else self.threshold.item()
@@ -68,7 +68,7 @@ class SelfPacedContrast(Method):
         self.instances.relabel(labels)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Softmax over classes, each scored by the mean over its members (§3.1)."""
+        """Softmax over classes, each scored by the mean over its members."""
         x = self.encoder(batch.views[0])
         self._features = x.detach()
         return {"contrast": self.instances.loss(x, batch.index, self.config.temp)}
