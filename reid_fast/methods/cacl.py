@@ -21,7 +21,7 @@ from reid_fast.config import Config
 from reid_fast.data.augment import View
 from reid_fast.data.batch import Batch
 from reid_fast.data.records import ImageSet
-from reid_fast.labels.agree import refine
+from reid_fast.labels.agree import radii, refine
 from reid_fast.methods.base import Extract, Method
 from reid_fast.models.memory import InstanceMemory
 from reid_fast.models.norm import GroupedBatchNorm1d, set_bn_group
@@ -66,6 +66,7 @@ class AsymmetricContrast(Method):
 
     def __init__(self, config: Config, train: ImageSet) -> None:
         super().__init__(config, train)
+        self.radii = radii(config.eps, config.eps_gap)[:2]
         self.grey_encoder = self.new_encoder()
         self.predictor = Predictor(self.encoder.width, config.bn_group)
         self.colour = InstanceMemory(self.encoder.width)
@@ -90,10 +91,8 @@ class AsymmetricContrast(Method):
 
     def labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:
         """Clusters, refined by a tighter clustering: every picture gets a class."""
-        config, eps = self.config, self.eps(epoch)
-        labels, tight = (
-            ops.dbscan(graph, radius, config.min_samples) for radius in (eps, eps - config.eps_gap)
-        )
+        config = self.config
+        labels, tight = (ops.dbscan(graph, radius, config.min_samples) for radius in self.radii)
         return refine(labels, tight, graph, config.refine_ratio, config.refine_norm)
 
     def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:
