@@ -57,7 +57,8 @@ class Build(build_ext):
             folder.mkdir(parents=True, exist_ok=True)
             objects = [folder / f"{source.stem}.o" for source in CUDA_SOURCES]
             for source, out in zip(CUDA_SOURCES, objects, strict=True):
-                subprocess.run([*nvcc_command(nvcc), "-c", str(source), "-o", str(out)], check=True)
+                if subprocess.run([*nvcc_command(nvcc), "-c", str(source), "-o", str(out)]).returncode:
+                    raise SystemExit(f"{nvcc} cannot compile {source}; REID_FAST_CUDA=0 builds without CUDA")
             extension.extra_objects += map(str, objects)
             extension.define_macros.append(("REID_WITH_CUDA", None))
             extension.library_dirs += library_folders(nvcc)
@@ -68,8 +69,10 @@ class Build(build_ext):
 if __name__ == "__main__":
     sources = ["csrc/bindings.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]
     flags = ["-O3", "-Wall", "-Wextra"]
+    # What the sources include, and what only nvcc compiles: in the sdist, and a reason to build again.
+    depends = [str(path) for pattern in ("*.h", "*.cu") for path in sorted(Path("csrc").rglob(pattern))]
     extension = Pybind11Extension(
-        "reid_fast._C", sources, include_dirs=["csrc"], cxx_std=17, extra_compile_args=flags
+        "reid_fast._C", sources, depends=depends, include_dirs=["csrc"], cxx_std=17, extra_compile_args=flags
     )
     with ParallelCompile():
         setup(ext_modules=[extension], cmdclass={"build_ext": Build})

@@ -11,6 +11,7 @@ from scipy import sparse
 from sklearn.cluster import DBSCAN
 
 import reid_fast
+from reid_fast import _C
 from reid_fast.ops.dbscan import dbscan_ref
 from reid_fast.ops.jaccard import jaccard_graph_ref
 
@@ -48,6 +49,10 @@ def _stages(n: int, runs: int) -> Row:
     row["clusters"], row["outliers"] = int(labels.max() + 1), int((labels < 0).sum())
     row["graph_entries"] = graph.nnz
     row["knn"] = {"ours": ours_knn, "faiss_flat": flat, "faster": _ratio(flat, ours_knn)}
+    if n <= LARGEST_DENSE:
+        row["knn"]["seconds_by_kernel"] = {
+            name: _seconds_with(rows, name) for name in _C.similarity_kernels()
+        }
     row["knn"]["same_neighbour_sets"] = float(np.mean(same))
     # Half of the N×N products, for they are symmetric, at the rate of torch's bf16 product on the same cores.
     row["knn"]["limit_seconds"] = round(n * n * features.shape[1] / _bf16_rate(), 3)
@@ -110,6 +115,10 @@ def _faiss_search(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     index = faiss.IndexFlatIP(rows.shape[1])
     index.add(rows)
     return index.search(rows, K1)
+
+
+def _seconds_with(rows: np.ndarray, kernel: str) -> float:
+    return timed(lambda: _C.knn(rows, K1, 0, len(rows), kernel), 1)[1]["seconds"]
 
 
 def _bf16_rate() -> float:

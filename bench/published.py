@@ -1,6 +1,6 @@
 """The Jaccard distance as the published code bases compute it: dense N×N matrices and loops over N.
 
-Written from methods.md §1.10 for comparison; the order of work and the float32 arithmetic are theirs.
+Written for comparison from what they do; the order of work and the float32 arithmetic are theirs.
 """
 
 from __future__ import annotations

@@ -21,16 +21,21 @@ Row = dict[str, Any]
 
 
 def timed(work: Callable[[], Any], runs: int) -> tuple[Any, Row]:
-    """The last result of `runs` calls, and the median, spread and number of their seconds."""
-    seconds = []
+    """The last result of `runs` calls, and the median, spread and number of their seconds.
+
+    `processor` is the median of the processor seconds over all cores: what a neighbour on the machine cannot stretch.
+    """
+    seconds, processor = [], []
     for _ in range(runs):
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         result = work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
+        processor.append(time.process_time() - used)
     spread = {"min": round(min(seconds), 4), "max": round(max(seconds), 4), "n": runs}
-    return result, {"seconds": round(statistics.median(seconds), 4), **spread}
+    median = {"seconds": statistics.median(seconds), "processor": statistics.median(processor)}
+    return result, {name: round(value, 4) for name, value in median.items()} | spread
 
 
 def peak_mb(work: Callable[[], Any]) -> float | None:

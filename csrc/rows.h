@@ -78,7 +78,7 @@ struct Scan {
   REID_HOST_DEVICE void add(int32_t) { ++size; }
 };
 
-// E(i) = r(i) ∪ ⋃{q(c) : c ∈ r(i), |q(c) ∩ r(i)| > 2/3 |q(c)|}, ascending; returns its length. Both the test and the
+// E(i) = r(i) ∪ ⋃{q(c) : c ∈ r(i), |q(c) ∩ r(i)| > 2/3 |q(c)|}, ascending; returns its length. The test and the
 // loop use the unexpanded r(i). `Membership` is `Scan`, or something faster with the same members.
 template <class Membership>
 REID_HOST_DEVICE int expand(const Sets& full, const Sets& half, int64_t i, Membership& members, int32_t* out) {
@@ -134,21 +134,6 @@ REID_HOST_DEVICE int mean_of_rows(const int64_t* start, const int32_t* row_index
       value[length] = sum / static_cast<float>(k2);
     }
   }
-}
-
-// s = Σ_g min(W_ig, W_jg) over two rows with ascending indices, summed in ascending g.
-REID_HOST_DEVICE float shared_weight(const int64_t* start, const int32_t* index, const float* value, int64_t i,
-                                     int64_t j) {
-  int64_t a = start[i], b = start[j];
-  const int64_t a_end = start[i + 1], b_end = start[j + 1];
-  float shared = 0;
-  while (a < a_end && b < b_end) {
-    const int32_t g = index[a], h = index[b];
-    if (g == h) shared += value[a] < value[b] ? value[a] : value[b];
-    a += g <= h;
-    b += h <= g;
-  }
-  return shared;
 }
 
 // Rows sum to 1, so Σ max = 2 - s; rounding can carry s past 1.

@@ -1,5 +1,5 @@
 // The contract of the clustering stages: features -> neighbours -> rows of weights -> Jaccard graph -> labels.
-// Shapes: N images, D feature width, K neighbours. Sources: methods.md §1.10 (Zhong et al., CVPR 2017) and §1.11.
+// Shapes: N images, D feature width, K neighbours. Source: Zhong et al., CVPR 2017, as the published code has it.
 #pragma once
 
 #include <cstdint>
@@ -99,7 +99,8 @@ struct Graph {
   int64_t n;
 };
 
-// labels [N]: clusters numbered by their lowest core point, a border point in the first cluster that reaches it, else -1.
+// labels [N]: clusters numbered by their lowest core point, a border point in the first cluster that reaches it, the
+// rest -1.
 template <class Offset, class Index, class Value>
 void dbscan(const Graph<Offset, Index, Value>& graph, Value eps, int64_t min_samples, int64_t* labels);
 

@@ -121,13 +121,13 @@ def contrast(
     float,
     negatives: int, weights: torch.Tensor | None = None, normalize: bool = True, needs_grad: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """(weighted losses [B], gradient [B, D] or [0]) in float32. Two launches."""
+    """(loss, gradient [B, D] or [0]) in float32. Three launches."""
     x, memory, labels = x.contiguous(), memory.contiguous(), labels.contiguous()
     memory_labels = memory_labels.contiguous()
     (B, D), C = x.shape, memory.shape[0]
     K = max(16, triton.next_power_of_2(negatives))
     # One tile holds as many columns as the answer: the sort of both together is as narrow as it can be.
-    sizes = tiles.plan(x, memory) | {"BM": 16, "BN": K, "num_warps": 4}
+    sizes = tiles.plan(x, memory) | {"BM": 16, "BN": K, "num_warps": 4 if K <= 64 else 8}
     row_blocks = triton.cdiv(B, sizes["BM"])
     slices, per_slice = tiles.split(C, K, row_blocks, x.device)
     keys = torch.empty((slices, B, K), dtype=torch.int64, device=x.device)
@@ -139,4 +139,4 @@ def contrast(
         K=K, BD=triton.next_power_of_2(D), BC=1024, NORMALIZE=normalize, HAS_WEIGHTS=weights is not None,
         GRAD=needs_grad,
     )  # fmt: skip
-    return losses, gradient
+    return losses.sum(), gradient

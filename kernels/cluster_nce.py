@@ -1,10 +1,17 @@
-"""One-target softmax cross entropy against a memory, with the gradient in the same pass over the memory.
+"""One-target softmax cross entropy against a memory, with the gradient from the same scores. Three launches.
 
-Launch 1 streams the memory: each program owns BM rows and a slice of the columns, keeps the row's running
-maximum and sum as in online softmax, and accumulates Σ_c e^{s_c - peak} memory_c. The target column is left
-out of both, so that launch 2 can form 1 - p without cancellation: a confident row keeps a correct gradient in
-bfloat16. Launch 2 merges the slices, one program a row, and takes the gradient through the L2 norm.
+1. Scores: one program a tile [BM, BN]; it keeps the tile's row maxima and sums, and e^{s - maximum} in DOT for launch
+2.
+   These live in a workspace of at most 32 MiB, which stays in L2; more columns go through it in turns of launches 1
+   and 2. So each score is computed once and no B×C array exists: with the accumulators [B, D] too large for registers,
+   forming the gradient in launch 1 would move them through L2 once a tile, four times what these two launches move.
+2. Gradient: a product of that workspace and the memory, summed over columns in registers. The target column is left
+   out and added at the end as 1 - p from the sums: a confident row keeps a correct gradient in bfloat16.
+   The first of the programs of a row has all its sums and writes its loss.
+3. Finish: one program a row takes the gradient through the L2 norm, and one more sums the losses.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -12,137 +19,254 @@ import triton.language as tl
 
 from reid_fast.kernels import tiles
 
+WORKSPACE = 32 << 20  # bytes
+BT = tl.constexpr(32)  # tiles whose statistics are read at once
 
-@triton.jit(do_not_specialize=["C", "per_slice"])
-def stream_kernel(
-    x, memory, labels, spans, alive, peaks, totals, partial, B, C, D, per_slice, temperature,
+
+class Rows(NamedTuple):
+    """What launches 1 and 2 leave for the last one."""
+
+    losses: torch.Tensor  # [B] weighted
+    factors: torch.Tensor  # [B] what the sum over `pulled` is multiplied by
+    pulled: (
+        torch.Tensor | None
+    )  # [parts, B, D] Σ e^{s - top} memory - (Σ e^{s - top} without the target) target
+
+
+@triton.jit(do_not_specialize=["C", "first", "width"])
+def score_kernel(
+    x, memory, labels, spans, alive, exps, peaks, totals, targets, B, C, D, first, width, temperature,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
     NORMALIZE: tl.constexpr, HAS_SPANS: tl.constexpr, HAS_ALIVE: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    part = tl.program_id(1)
-    first = part * per_slice
+    start = first + tl.program_id(1) * BN
+    columns = start + tl.arange(0, BN)
     label = tl.load(labels + rows, mask=rows < B, other=-1)
     scale = tiles.row_scale(x, rows, B, D, BM, BK, NORMALIZE) / temperature
-    out = partial
+    score = tiles.score_tile(x, memory, rows, columns, B, C, D, BM, BN, BK, DOT) * scale[:, None]
+    inside = tiles.span_mask(columns, spans, rows, B, HAS_SPANS, BM, BN, C)
+    if HAS_ALIVE:
+        inside = inside & (tl.load(alive + columns, mask=columns < C, other=0) != 0)[None, :]
+    target = columns[None, :] == label[:, None]
+    here = (label >= start) & (label < start + BN) & (label < C) & (rows < B)
+    tl.store(targets + rows, tl.sum(tl.where(target, score, 0.0), axis=1), mask=here)
+    peak = tl.max(tl.where(inside, score, float("-inf")), axis=1)
+    shift = tl.where(peak == float("-inf"), 0.0, peak)  # a row without a column here: exp(-inf), not NaN
+    e = tl.where(inside & (target == 0), tl.exp(score - shift[:, None]), 0.0)
+    at = (start // BN) * B + rows
+    tl.store(peaks + at, peak, mask=rows < B)
+    tl.store(totals + at, tl.sum(e, axis=1), mask=rows < B)
     if GRAD:
-        out += part.to(tl.int64) * B * D
-    peak = tl.full([BM], float("-inf"), tl.float32)
-    total = tl.zeros([BM], tl.float32)
-    for start in range(first, tl.minimum(first + per_slice, C), BN):
-        columns = start + tl.arange(0, BN)
-        score = tiles.score_tile(x, memory, rows, columns, B, C, D, BM, BN, BK, DOT) * scale[:, None]
-        inside = tiles.span_mask(columns, spans, rows, B, HAS_SPANS, BM, BN, C) & (
-            columns[None, :] != label[:, None]
-        )
-        if HAS_ALIVE:
-            inside = inside & (tl.load(alive + columns, mask=columns < C, other=0) != 0)[None, :]
-        score = tl.where(inside, score, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(score, axis=1))
-        shift = tl.where(
-            new_peak == float("-inf"), 0.0, new_peak
-        )  # a row without a column yet: exp(-inf), not NaN
-        p = tl.exp(score - shift[:, None])
-        keep = tl.exp(peak - shift)
-        total = total * keep + tl.sum(p, axis=1)
-        if GRAD:
-            tiles.gradient_tile(out, p, keep, memory, rows, columns, start == first, B, C, D, BK, DOT)
-        peak = new_peak
-    tl.store(peaks + part * B + rows, peak, mask=rows < B)
-    tl.store(totals + part * B + rows, total, mask=rows < B)
+        at = exps + rows[:, None].to(tl.int64) * width + (columns - first)[None, :]
+        tl.store(at, e.to(DOT), mask=rows[:, None] < B)
 
 
 @triton.jit
-def merge(peaks, totals, partial, row, d, slices, B, D, GRAD: tl.constexpr, BD: tl.constexpr):
-    """(maximum, sum, Σ e^{s-maximum} memory) of one row over all slices."""
-    peak = float("-inf")
-    total = 0.0
-    weighted = tl.zeros([BD], tl.float32)
-    for part in range(slices):
-        part_peak = tl.load(peaks + part * B + row)
-        new_peak = tl.maximum(peak, part_peak)
-        shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
-        keep, gain = tl.exp(peak - shift), tl.exp(part_peak - shift)
-        total = total * keep + tl.load(totals + part * B + row) * gain
-        if GRAD:
-            at = partial + (part * B + row) * D + d  # row is int64
-            weighted = weighted * keep + tl.load(at, mask=d < D, other=0.0) * gain
-        peak = new_peak
-    return peak, total, weighted
+def top_of(peaks, rows, first, last, B, BM: tl.constexpr):
+    """The maximum of each row over tiles first..last-1; -inf for none."""
+    top = tl.full([BM], float("-inf"), tl.float32)
+    for start in range(first, last, BT):
+        tile = start + tl.arange(0, BT)
+        inside = (tile < last)[:, None] & (rows < B)[None, :]
+        at = tile[:, None] * B + rows[None, :]
+        top = tl.maximum(top, tl.max(tl.load(peaks + at, mask=inside, other=float("-inf")), axis=0))
+    return top
 
 
 @triton.jit
-def row_loss(p, rest, z, top, score, epsilon, focal, HYBRID: tl.constexpr):
-    """(loss, -p·dloss/dp) of one row; `rest` is 1 - p."""
-    if HYBRID:
-        log_p = tl.log(p + epsilon)
-        safe = tl.maximum(rest, 1e-38)
-        modulation = tl.where(focal > 0, tl.exp(focal * tl.log(safe)), 1.0)
-        loss = -modulation * log_p
-        slope = p * (modulation / (p + epsilon) - focal * modulation / safe * log_p)
-    else:
-        loss = tl.log(z) + top - score
-        slope = 1.0
-    return loss, slope
+def rest_of(peaks, totals, top, rows, count, B, BM: tl.constexpr):
+    """Σ e^{s - top} of each row over all tiles, without the target."""
+    rest = tl.zeros([BM], tl.float32)
+    for start in range(0, count, BT):
+        tile = start + tl.arange(0, BT)
+        inside = (tile < count)[:, None] & (rows < B)[None, :]
+        at = tile[:, None] * B + rows[None, :]
+        gain = tl.exp(tl.load(peaks + at, mask=inside, other=float("-inf")) - top[None, :])
+        rest += tl.sum(tl.load(totals + at, mask=inside, other=0.0) * gain, axis=0)
+    return rest
 
 
-@triton.jit(do_not_specialize=["C", "slices"])
-def finish_kernel(
-    x, memory, labels, weights, peaks, totals, partial, losses, gradient, B, C, D, slices, temperature,
-    epsilon, focal,
-    BD: tl.constexpr, NORMALIZE: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HYBRID: tl.constexpr, GRAD:
-    tl.constexpr,
+@triton.jit
+def write_losses(
+    labels, weights, peaks, totals, targets, losses, factors, top, rows, B, C, count, temperature, epsilon, focal,
+    HAS_WEIGHTS: tl.constexpr, HYBRID: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    d = tl.arange(0, BD)
-    label = tl.load(labels + row).to(tl.int64)
+    """Loss and gradient factor of the rows of a tile; returns Σ e^{s - top} without the target."""
+    rest = rest_of(peaks, totals, top, rows, count, B, BM)
+    label = tl.load(labels + rows, mask=rows < B, other=-1)
     known = (label >= 0) & (label < C)
-    x_row = tl.load(x + row * D + d, mask=d < D, other=0.0).to(tl.float32)
-    target = tl.load(memory + label * D + d, mask=(d < D) & known, other=0.0).to(tl.float32)
-    scale = 1.0
-    if NORMALIZE:
-        scale = 1.0 / tl.maximum(tl.sqrt(tl.sum(x_row * x_row, axis=0)), 1e-12)
     # A label outside the memory must not pass for a loss.
-    score = tl.where(known, tl.sum(x_row * target, axis=0) * scale / temperature, float("nan"))
-    peak, total, weighted = merge(peaks, totals, partial, row, d, slices, B, D, GRAD, BD)
-    top = tl.maximum(peak, score, propagate_nan=tl.PropagateNan.ALL)
-    rest = total * tl.exp(peak - top)
+    score = tl.where(known, tl.load(targets + rows, mask=rows < B, other=0.0), float("nan"))
     if HYBRID:
         rest += epsilon * tl.exp(-top)
     z = rest + tl.exp(score - top)
-    loss, slope = row_loss(tl.exp(score - top) / z, rest / z, z, top, score, epsilon, focal, HYBRID)
-    weight = 1.0 / B
+    loss = tl.log(z) + top - score
+    factor = 1.0 / (z * temperature)
+    if HYBRID:
+        p, other = tl.exp(score - top) / z, rest / z
+        log_p = tl.log(p + epsilon)
+        safe = tl.maximum(other, 1e-38)
+        modulation = tl.where(focal > 0, tl.exp(focal * tl.log(safe)), 1.0)
+        loss = -modulation * log_p
+        factor *= p * (modulation / (p + epsilon) - focal * modulation / safe * log_p)  # -p ∂loss/∂p
+    weight = loss * 0 + 1.0 / B
     if HAS_WEIGHTS:
-        weight = tl.load(weights + row).to(tl.float32)
-    tl.store(losses + row, loss * weight)
+        weight = tl.load(weights + rows, mask=rows < B, other=0.0).to(tl.float32)
+    tl.store(losses + rows, loss * weight, mask=rows < B)
+    tl.store(factors + rows, factor * weight, mask=rows < B)
+    return rest
+
+
+@triton.jit(do_not_specialize=["C", "count"])
+def loss_kernel(
+    labels, weights, peaks, totals, targets, losses, factors, B, C, count, temperature, epsilon, focal,
+    HAS_WEIGHTS: tl.constexpr, HYBRID: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """Launch 2 where no gradient is asked for."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    top = top_of(peaks, rows, 0, count, B, BM)
+    top = tl.where(top == float("-inf"), 0.0, top)
+    write_losses(
+        labels, weights, peaks, totals, targets, losses, factors, top, rows, B, C, count, temperature, epsilon, focal,
+        HAS_WEIGHTS, HYBRID, BM,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["C", "first", "width", "before", "now", "count", "per_part"])
+def gradient_kernel(
+    memory, labels, weights, exps, peaks, totals, targets, losses, factors, pulled, B, C, D, first, width,
+    before, now, count, per_part, temperature, epsilon, focal,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, DOT: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr, HYBRID: tl.constexpr,
+):  # fmt: skip
+    """One turn: the columns of tiles before..now-1 of `count`, of which each part takes `per_part`."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    d = tl.program_id(1) * BD + tl.arange(0, BD)
+    part = tl.program_id(2)
+    inside = (rows[:, None] < B) & (d[None, :] < D)
+    out = pulled + (part * B + rows[:, None]).to(tl.int64) * D + d[None, :]
+    old_top = top_of(peaks, rows, 0, before, B, BM)
+    top = tl.maximum(old_top, top_of(peaks, rows, before, now, B, BM))
+    top = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.load(out, mask=inside & (before > 0), other=0.0) * tl.exp(old_top - top)[:, None]
+    lowest = before + part * per_part
+    for start in range(lowest * BN, tl.minimum(lowest + per_part, now) * BN, BK):
+        columns = start + tl.arange(0, BK)
+        gain = tl.exp(tl.load(peaks + (start // BN) * B + rows, mask=rows < B, other=0.0) - top)
+        at = exps + rows[:, None].to(tl.int64) * width + (columns - first)[None, :]
+        e = tl.load(at, mask=rows[:, None] < B, other=0.0).to(tl.float32) * gain[:, None]
+        here = (columns[:, None] < C) & (d[None, :] < D)
+        row = tl.load(memory + columns[:, None].to(tl.int64) * D + d[None, :], mask=here, other=0.0)
+        total = tl.dot(e.to(DOT), row.to(DOT), total, input_precision="tf32x3")
+    if (now == count) & (part == 0):
+        # All programs of these rows in the first part write the same numbers.
+        rest = write_losses(
+            labels, weights, peaks, totals, targets, losses, factors, top, rows, B, C, count,
+            temperature, epsilon, focal, HAS_WEIGHTS, HYBRID, BM,
+        )  # fmt: skip
+        label = tl.load(labels + rows, mask=rows < B, other=-1).to(tl.int64)
+        here = (label >= 0)[:, None] & (label < C)[:, None] & (d[None, :] < D)
+        target = tl.load(memory + label[:, None] * D + d[None, :], mask=here, other=0.0)
+        total -= rest[:, None] * target.to(tl.float32)
+    tl.store(out, total, mask=inside)
+
+
+@triton.jit
+def finish_row(
+    x,
+    factors,
+    pulled,
+    gradient,
+    row,
+    B,
+    D,
+    parts,
+    BD: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    GRAD: tl.constexpr,
+):
+    """The gradient of one row; reads neither the memory nor any other row."""
     if GRAD:
-        h = (weighted * tl.exp(peak - top) - rest * target) * (slope * weight / z / temperature)
-        tl.store(gradient + row * D + d, tiles.through_norm(h, x_row, scale, NORMALIZE), mask=d < D)
+        d = tl.arange(0, BD)
+        h = tl.zeros([BD], tl.float32)
+        for part in range(parts):
+            h += tl.load(pulled + (part * B + row).to(tl.int64) * D + d, mask=d < D, other=0.0)
+        x_row = tl.load(x + row.to(tl.int64) * D + d, mask=d < D, other=0.0).to(tl.float32)
+        scale = 1.0
+        if NORMALIZE:
+            scale = 1.0 / tl.maximum(tl.sqrt(tl.sum(x_row * x_row, axis=0)), 1e-12)
+        h = tiles.through_norm(h * tl.load(factors + row), x_row, scale, NORMALIZE)
+        tl.store(gradient + row.to(tl.int64) * D + d, h, mask=d < D)
+
+
+@triton.jit
+def sum_losses(losses, loss, B, BB: tl.constexpr):
+    row = tl.arange(0, BB)
+    tl.store(loss, tl.sum(tl.load(losses + row, mask=row < B, other=0.0), axis=0))
+
+
+@triton.jit(do_not_specialize=["parts"])
+def finish_kernel(
+    x, losses, factors, pulled, loss, gradient, B, D, parts,
+    BB: tl.constexpr, BD: tl.constexpr, NORMALIZE: tl.constexpr, GRAD: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    if row < B:
+        finish_row(x, factors, pulled, gradient, row, B, D, parts, BD, NORMALIZE, GRAD)
+    else:
+        sum_losses(losses, loss, B, BB)
+
+
+def score(
+    x: torch.Tensor, memory: torch.Tensor, labels: torch.Tensor, temperature: float, normalize: bool,
+    spans: torch.Tensor | None, weights: torch.Tensor | None, alive: torch.Tensor | None,
+    epsilon: float, focal: float, needs_grad: bool,
+) -> Rows:  # fmt: skip
+    """Launches 1 and 2, in as many turns as the workspace asks for; contiguous arguments."""
+    (B, D), C = x.shape, memory.shape[0]
+    sizes = tiles.plan(x, memory)
+    BM, BN, BD = sizes["BM"], sizes["BN"], 128
+    dtype, count = tiles.dot_type(x, memory), triton.cdiv(C, BN)
+    turn = min(count, max(1, WORKSPACE // (B * BN * dtype.itemsize))) if needs_grad else count
+    row_blocks, d_blocks = triton.cdiv(B, BM), triton.cdiv(D, BD)
+    parts = max(1, min(turn, tiles.processors(x.device) // (row_blocks * d_blocks)))
+    peaks, totals, targets = tiles.empty(x, count, B), tiles.empty(x, count, B), tiles.empty(x, B)
+    exps = torch.empty((B, turn * BN), dtype=dtype, device=x.device) if needs_grad else None
+    out = Rows(tiles.empty(x, B), tiles.empty(x, B), tiles.empty(x, parts, B, D) if needs_grad else None)
+    kinds = {"HAS_WEIGHTS": weights is not None, "HYBRID": epsilon > 0 or focal > 0}
+    for before in range(0, count, turn):
+        now, first = min(count, before + turn), before * BN
+        score_kernel[(row_blocks, now - before)](
+            x, memory, labels, spans, alive, exps, peaks, totals, targets, B, C, D, first, turn * BN, temperature,
+            NORMALIZE=normalize, HAS_SPANS=spans is not None, HAS_ALIVE=alive is not None, GRAD=needs_grad, **sizes,
+        )  # fmt: skip
+        if needs_grad:
+            gradient_kernel[(row_blocks, d_blocks, parts)](
+                memory, labels, weights, exps, peaks, totals, targets, *out, B, C, D, first, turn * BN,
+                before, now, count, triton.cdiv(now - before, parts), temperature, epsilon, focal,
+                BD=BD, **kinds, **sizes,
+            )  # fmt: skip
+    if not needs_grad:
+        loss_kernel[(row_blocks,)](
+            labels, weights, peaks, totals, targets, *out[:2], B, C, count, temperature, epsilon, focal,
+            BM=BM, **kinds,
+        )  # fmt: skip
+    return out
 
 
 def contrast(
-    x: torch.Tensor, memory: torch.Tensor, labels: torch.Tensor, temperature: float, *, normalize: bool =
-    True,
+    x: torch.Tensor, memory: torch.Tensor, labels: torch.Tensor, temperature: float, *, normalize: bool = True,
     spans: torch.Tensor | None = None, weights: torch.Tensor | None = None, alive: torch.Tensor | None = None,
     epsilon: float = 0.0, focal: float = 0.0, needs_grad: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """(weighted losses [B], gradient [B, D] or [0]) in float32. Two launches."""
+    """(loss, gradient [B, D] or [0]) in float32. Three launches while C fits one turn."""
     x, memory, labels = x.contiguous(), memory.contiguous(), labels.contiguous()
-    (B, D), C = x.shape, memory.shape[0]
-    sizes = tiles.plan(x, memory)
-    row_blocks = triton.cdiv(B, sizes["BM"])
-    slices, per_slice = tiles.split(C, sizes["BN"], row_blocks, x.device)
-    peaks, totals = tiles.empty(x, slices, B), tiles.empty(x, slices, B)
-    partial = tiles.empty(x, slices, B, D) if needs_grad else None
-    losses, gradient = tiles.empty(x, B), tiles.empty(x, B, D) if needs_grad else tiles.empty(x, 0)
-    stream_kernel[(row_blocks, slices)](
-        x, memory, labels, spans, alive, peaks, totals, partial, B, C, D, per_slice, temperature,
-        NORMALIZE=normalize, HAS_SPANS=spans is not None, HAS_ALIVE=alive is not None, GRAD=needs_grad,
-        **sizes,
+    B, D = x.shape
+    rows = score(x, memory, labels, temperature, normalize, spans, weights, alive, epsilon, focal, needs_grad)
+    loss, gradient = tiles.empty(x), tiles.empty(x, B, D) if needs_grad else tiles.empty(x, 0)
+    finish_kernel[(B + 1,)](
+        x, *rows, loss, gradient, B, D, len(rows.pulled) if needs_grad else 0, NORMALIZE=normalize, GRAD=needs_grad,
+        BB=triton.next_power_of_2(B), BD=triton.next_power_of_2(D),
     )  # fmt: skip
-    finish_kernel[(B,)](
-        x, memory, labels, weights, peaks, totals, partial, losses, gradient, B, C, D, slices,
-        temperature, epsilon, focal, BD=triton.next_power_of_2(D), NORMALIZE=normalize,
-        HAS_WEIGHTS=weights is not None, HYBRID=epsilon > 0 or focal > 0, GRAD=needs_grad,
-    )  # fmt: skip
-    return losses, gradient
+    return loss, gradient

@@ -51,5 +51,5 @@ def update(
     B, D = x.shape
     update_kernel[(B,)](
         memory, means, counts, labels.contiguous(), x.contiguous(), index.contiguous(), B, D, momentum,
-        BB=triton.next_power_of_2(B), BD=triton.next_power_of_2(D), num_warps=4,
+        BB=triton.next_power_of_2(B), BD=triton.next_power_of_2(D), num_warps=4 if B <= 1024 else 8,
     )  # fmt: skip

@@ -95,5 +95,5 @@ def update(
     B, D = x.shape
     update_kernel[(B,)](
         memory, x.contiguous(), labels.contiguous(), scores, B, D, momentum, temperature or 1.0,
-        MODE=mode, BB=triton.next_power_of_2(B), BD=triton.next_power_of_2(D), num_warps=4,
+        MODE=mode, BB=triton.next_power_of_2(B), BD=triton.next_power_of_2(D), num_warps=4 if B <= 1024 else 8,
     )  # fmt: skip

@@ -149,7 +149,7 @@ def contrast(
     normalize: bool = True, smoothing: float = 0.0, spans: torch.Tensor | None = None,
     weights: torch.Tensor | None = None, needs_grad: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """(weighted losses [B], gradient [B, D] or [0]) in float32. Three launches, two without the gradient."""
+    """(loss, gradient [B, D] or [0]) in float32. Four launches, three without the gradient."""
     x, memory, labels = x.contiguous(), memory.contiguous(), labels.contiguous()
     targets = targets if targets is None else targets.contiguous()
     (B, D), C = x.shape, memory.shape[0]
@@ -187,4 +187,4 @@ def contrast(
         x, weights, statistics, partial, losses, gradient, B, D, slices, temperature,
         BD=triton.next_power_of_2(D), NORMALIZE=normalize, HAS_WEIGHTS=weights is not None, GRAD=needs_grad,
     )  # fmt: skip
-    return losses, gradient
+    return losses.sum(), gradient

@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+DOT_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
 
 @triton.jit
 def row_scale(x, rows, B, D, BM: tl.constexpr, BK: tl.constexpr, NORMALIZE: tl.constexpr):
@@ -82,32 +84,42 @@ def through_norm(h, x_row, scale, NORMALIZE: tl.constexpr):
     return h
 
 
+def dot_type(x: torch.Tensor, memory: torch.Tensor) -> torch.dtype:
+    """The type that products are taken in: the lower of the two; the memory's, of two low ones."""
+    for dtype in (x.dtype, memory.dtype):
+        if dtype not in DOT_TYPES:
+            raise TypeError(f"features and memory must be float32, float16 or bfloat16 on CUDA, not {dtype}")
+    return x.dtype if memory.dtype == torch.float32 else memory.dtype
+
+
 def plan(x: torch.Tensor, memory: torch.Tensor) -> dict:
     """Tile sizes from B and the types alone: C changes every epoch and must not compile anything.
 
     Float32 takes three products a step (tf32x3), whose operands need twice the registers: a smaller tile, no
     spills.
     """
-    low = [t.dtype for t in (memory, x) if t.dtype != torch.float32]
-    dot = low[0] if low else torch.float32
+    dot = dot_type(x, memory)
+    low = dot != torch.float32
     widest = max(x.element_size(), memory.element_size())
     return {
         "BM": min(64, max(16, triton.next_power_of_2(x.shape[0]))),
         "BN": 128 if low else 64,
         "BK": 128 // widest if low else 16,
-        "DOT": {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[dot],
+        "DOT": DOT_TYPES[dot],
         "num_warps": 8,
         "num_stages": 3 if low else 2,
     }
 
 
+def processors(device: torch.device) -> int:
+    """The multiprocessors that a grid should fill; a few for the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+
+
 def split(C: int, BN: int, row_blocks: int, device: torch.device) -> tuple[int, int]:
     """(slices, columns per slice): about one program per multiprocessor, each with whole tiles."""
-    processors = (
-        torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
-    )
     tiles = triton.cdiv(C, BN)
-    per_slice = triton.cdiv(tiles, max(1, processors // row_blocks))
+    per_slice = triton.cdiv(tiles, max(1, processors(device) // row_blocks))
     return triton.cdiv(tiles, per_slice), per_slice * BN
 
 

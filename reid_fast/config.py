@@ -78,6 +78,8 @@ class Config:
     """neighbours in the k-reciprocal sets"""
     k2: int = 6
     """neighbours in the query expansion"""
+    knn: Literal["exact", "ivf"] = "exact"
+    """all neighbours, or approximate ones through faiss, for millions of pictures; its recall is printed"""
 
     epochs: int = 50
     """cluster-then-train rounds"""

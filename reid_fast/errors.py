@@ -20,5 +20,9 @@ def exit_on_user_error() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted: a training run continues with the same command and --resume", file=sys.stderr, flush=True)
+        print(
+            "interrupted: a training run continues with the same command and --resume",
+            file=sys.stderr,
+            flush=True,
+        )
         raise SystemExit(130) from None

@@ -1,4 +1,4 @@
-"""Retrieval scores: CMC, mAP and mINP under the same-camera rule (methods.md §1.12)."""
+"""Retrieval scores: CMC, mAP and mINP under the same-camera rule."""
 
 from __future__ import annotations
 

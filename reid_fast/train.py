@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid_fast import checkpoint, folder
+from reid_fast import checkpoint, run_folder
 from reid_fast.config import Config, parse, to_json
 from reid_fast.data.augment import Augmentation, draw
 from reid_fast.data.batch import Batch
@@ -111,17 +111,17 @@ def build(config: Config) -> Run:
     optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
 
-    path = folder.choose(config)
+    path = run_folder.choose(config)
     at, last_epoch = Position(), -1
     if config.resume and (path / "last.pt").exists():
         state = checkpoint.load(path)
-        folder.check_same(state, config, FORMAT, path)
+        run_folder.check_same(state, config, FORMAT, path)
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         at = Position(**state["at"])
         last_epoch = at.epoch
-    folder.describe(path, config)
+    run_folder.describe(path, config)
     log = Log(path, last_epoch=last_epoch, tensorboard=config.tensorboard)
     log.say(f"{config.method} on {config.dataset}, {config.arch}, {device}, {amp or 'float32'} -> {path}")
     stream = {"size": config.size, "device": device, "threads": config.workers}

@@ -1,4 +1,4 @@
-"""Comparing labelings: the values of methods.md part 5 and the limits of each rule."""
+"""Comparing labelings: the values computed by the published code and the limits of each rule."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from reid_fast.ops.jaccard import BELOW_ONE
 
 @pytest.fixture(scope="module")
 def waves():
-    """The clustering test of part 5: its graph, and its labels at eps .5, tight .4, loose .6."""
+    """Computed by the published code: its graph, and its labels at eps .5, tight .4, loose .6."""
     i, j = np.arange(60)[:, None], np.arange(16)
     rows = np.sin(1.3 * (i // 6 + 1) * (j + 1)) + 0.9 * np.cos(0.7 + 2.1 * i + 1.1 * j + 0.37 * i * j)
     graph = reid_fast.jaccard_graph(rows, 8, 3, BELOW_ONE)

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "reid_fast"
-LEAVES = {"checkpoint", "config", "device", "errors", "folder", "log", "metrics"}
+LEAVES = {"checkpoint", "config", "device", "errors", "log", "metrics", "run_folder"}
 BELOW = {  # what each room may import, beside itself and the leaves
     "train": {"evaluate", "methods", "labels", "models", "data"},
     "evaluate": {"labels", "models", "data"},

@@ -1,4 +1,4 @@
-"""The sampler against the rules as methods.md §1.5 states them, re-read from the plan it draws."""
+"""The sampler against its rules, re-read from the plan it draws."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-// DBSCAN on a stored distance graph by union-find (methods.md §1.11; Ester et al., KDD 1996).
+// DBSCAN on a stored distance graph by union-find (Ester et al., KDD 1996).
 #include "stages.h"
 
 namespace reid_fast {

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(REID_NO_VARIANTS)
-#define REID_VECTOR_VARIANTS __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define REID_VECTOR_VARIANTS __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define REID_VECTOR_VARIANTS
 #endif

@@ -1,4 +1,4 @@
-// The inverted index and the thresholded Jaccard graph (methods.md §1.10, step 7).
+// The inverted index and the thresholded Jaccard graph, step 7 of the k-reciprocal distance (Zhong et al., CVPR 2017).
 #include "cpu/parallel.h"
 #include "rows.h"
 #include "stages.h"

@@ -7,6 +7,9 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #define REID_X86 1
 #include <immintrin.h>
+#if (defined(__clang__) && __clang_major__ >= 16) || (!defined(__clang__) && __GNUC__ >= 12)
+#define REID_X86_BF16 1  // compilers that know the instructions and how to ask for them
+#endif
 #endif
 
 namespace reid_fast {
@@ -28,8 +31,10 @@ void multiply_portable(const uint32_t* a, const uint32_t* b, int64_t steps, floa
 // Register tiles of R rows by three vectors: R·3 sums, three loads and R broadcasts per step.
 
 bool has_avx512() { return __builtin_cpu_supports("avx512f"); }
-bool has_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+#ifdef REID_X86_BF16
+bool has_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
 __attribute__((target("avx512f,avx512bf16"))) void multiply_bf16(const uint32_t* a, const uint32_t* b,
                                                                  int64_t steps, float* c) {
@@ -55,6 +60,8 @@ __attribute__((target("avx512f,avx512bf16"))) void multiply_bf16(const uint32_t*
     }
   }
 }
+
+#endif
 
 __attribute__((target("avx512f"))) void multiply_avx512(const uint32_t* a, const uint32_t* b, int64_t steps,
                                                         float* c) {
@@ -109,7 +116,9 @@ __attribute__((target("avx2,fma"))) void multiply_avx2(const uint32_t* a, const 
 // Fastest first.
 const Kernel kKernels[] = {
 #ifdef REID_X86
+#ifdef REID_X86_BF16
     {"avx512bf16", true, has_bf16, multiply_bf16},
+#endif
     {"avx512", false, has_avx512, multiply_avx512},
     {"avx2", false, has_avx2, multiply_avx2},
 #endif

@@ -1,4 +1,4 @@
-// Reciprocal sets, their expansion, the weights and the query expansion (methods.md §1.10, steps 3 to 6).
+// Reciprocal sets, their expansion, the weights and the query expansion (steps 3 to 6 of the k-reciprocal distance; Zhong et al., CVPR 2017).
 #include <cmath>
 
 #include "cpu/dot.h"

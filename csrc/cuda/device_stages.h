@@ -20,7 +20,7 @@ class DeviceGraph {
   virtual SparseRows to_host() const = 0;
 };
 
-// Steps 3 to 7 of methods.md §1.10: the graph of `threshold_graph`, from a sound ranking; all pointers on the device.
+// Steps 3 to 7: the graph of `threshold_graph`, from a sound ranking; all pointers on the device.
 std::unique_ptr<DeviceGraph> jaccard_graph(const Features& features, const Ranking& ranking, int k2, float max_distance,
                                            void* stream);
 

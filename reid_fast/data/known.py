@@ -1,4 +1,4 @@
-"""The public data sets: their layouts, names, sizes and published counts (methods.md §1.2, §1.3)."""
+"""The public data sets: their layouts, names, sizes and published counts."""
 
 from __future__ import annotations
 

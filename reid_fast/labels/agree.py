@@ -1,4 +1,4 @@
-"""Comparing two labelings of the same images by contingency counts (methods.md §5.1, §9, §12.3)."""
+"""Comparing two labelings of the same images by contingency counts: the relabelling of SpCL and CACL."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def disagreement(labels: np.ndarray, other: np.ndarray) -> np.ndarray:
 def self_paced(
     labels: np.ndarray, tight: np.ndarray, loose: np.ndarray, threshold: float | None = None
 ) -> tuple[np.ndarray, float]:
-    """Self-paced relabelling of SpCL: keep the images of reliable clusters, set the others apart (§5.1).
+    """Self-paced relabelling: keep the images of reliable clusters, set the others apart.
+
+    SpCL, Ge et al., NeurIPS 2020, §3.2.
 
     Args:
         labels: [N] DBSCAN labels at eps, -1 for outliers.
@@ -76,7 +78,9 @@ def refine(
     ratio: float = 1.0,
     norm: Literal["reference", "mean"] = "reference",
 ) -> np.ndarray:
-    """Cluster refinement of CACL: set apart images whose tight sub-cluster lies far from its cluster (§9).
+    """Cluster refinement: set apart images whose tight sub-cluster lies far from its cluster.
+
+    CACL, Li et al., TIP 2022, §3.3.
 
     Args:
         labels: [N] DBSCAN labels at eps, -1 for outliers.

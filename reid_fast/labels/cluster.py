@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from scipy import sparse
@@ -40,15 +41,31 @@ class Clock(dict[str, float]):
         return time.perf_counter()
 
 
-def jaccard_graph(features: Tensor, k1: int, k2: int, max_distance: float, clock: Clock) -> sparse.csr_matrix:
-    """Exact neighbours, then the k-reciprocal Jaccard graph up to `max_distance` (see `reid_fast.jaccard_graph`).
+def jaccard_graph(
+    features: Tensor,
+    k1: int,
+    k2: int,
+    max_distance: float,
+    clock: Clock,
+    *,
+    search: Literal["exact", "ivf"] = "exact",
+    say: Callable[[str], None] = print,
+) -> sparse.csr_matrix:
+    """The neighbours, then the k-reciprocal Jaccard graph up to `max_distance` (see `reid_fast.jaccard_graph`).
 
     Args:
         features: [N, D] unit rows.
         k1, k2, max_distance: as in `reid_fast.jaccard_graph`.
         clock: gets the stages "knn" and "jaccard".
+        search: all neighbours, or approximate ones, for millions of images.
+        say: is told the recall of an approximate search.
     """
+    k = min(k1, len(features))
     with clock.stage("knn"):
-        neighbours = ops.knn(features, min(k1, len(features)))
+        if search == "ivf":
+            *neighbours, recall = ops.knn_ivf(features, k)
+            say(f"approximate neighbours: {recall:.1%} of the true ones found")
+        else:
+            neighbours = ops.knn(features, k)
     with clock.stage("jaccard"):
         return ops.jaccard_graph(features, k1, k2, max_distance, neighbours=neighbours)

@@ -126,7 +126,8 @@ class Method(VaryingBuffers):
         if config.cluster == "infomap":
             with clock.stage("knn"):
                 return similarity_graph(features, config.neighbours, config.min_similarity)
-        return jaccard_graph(features, config.k1, config.k2, self.max_distance(epoch), clock)
+        sizes = config.k1, config.k2, self.max_distance(epoch)
+        return jaccard_graph(features, *sizes, clock, search=config.knn)
 
     def labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:
         """[N] int64 pseudo labels from the graph; -1 takes no part in the epoch."""

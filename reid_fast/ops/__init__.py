@@ -16,6 +16,7 @@ from reid_fast.ops.hybrid_nce import hybrid_update as hybrid_update
 from reid_fast.ops.jaccard import jaccard_distance as jaccard_distance
 from reid_fast.ops.jaccard import jaccard_graph as jaccard_graph
 from reid_fast.ops.knn import knn as knn
+from reid_fast.ops.knn_ivf import knn_ivf as knn_ivf
 from reid_fast.ops.memory_update import memory_update as memory_update
 from reid_fast.ops.soft_nce import hard_nce as hard_nce
 from reid_fast.ops.soft_nce import soft_nce as soft_nce

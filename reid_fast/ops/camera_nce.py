@@ -88,6 +88,7 @@ def _hardest(similarity: Tensor, positive: Tensor, negatives: int) -> Tensor:
 
 
 @custom_op("reid_fast::camera_nce", mutates_args=(), device_types="cpu")
+@fused.full_precision
 def _op(
     x: Tensor,
     memory: Tensor,
@@ -126,10 +127,9 @@ def _launch(
     normalize: bool,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    losses, gradient = fused.kernels("camera_nce").contrast(
+    return fused.kernels("camera_nce").contrast(
         x, memory, memory_labels, labels, temperature, negatives, weights, normalize, needs_grad
     )
-    return losses.sum(), gradient
 
 
 fused.register_loss(_op, _launch)

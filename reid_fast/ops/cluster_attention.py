@@ -63,6 +63,7 @@ def _by_size(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> Iterator[t
 
 
 @custom_op("reid_fast::received_attention", mutates_args=(), device_types="cpu")
+@fused.full_precision
 def _op(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Σ_a Σ_i A^a_ij [N], and what backward needs of the softmax ([h, N]; none on the CPU)."""
     received = fused.widen(q).new_zeros(q.shape[1])
@@ -72,6 +73,7 @@ def _op(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> tuple[Tensor, T
 
 
 @custom_op("reid_fast::received_attention_backward", mutates_args=(), device_types="cpu")
+@fused.full_precision
 def _backward(
     by_received: Tensor, q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor, log_z: Tensor
 ) -> tuple[Tensor, Tensor]:

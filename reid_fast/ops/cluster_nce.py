@@ -45,9 +45,9 @@ def cluster_nce(
 ) -> Tensor:
     """Cross entropy of the scores between features and prototypes.
 
-    L = Σ_i w_i Σ_c -q_ic log p_ic with p_i = softmax over c of x_i·memory_c / τ; the gradient flows to `x`
-    alone and is computed in the same pass as the loss. On CUDA the scores never reach global memory and
-    products are taken in the lower of the two types, accumulated in float32. Two runs give the same bits.
+    L = Σ_i w_i Σ_c -q_ic log p_ic with p_i = softmax over c of x_i·memory_c / τ; the gradient flows to `x` alone and is
+    computed with the loss. On CUDA no [B, C] array exists: what is kept of the scores has 32 MiB at most, in L2.
+    Products are taken there in the lower of the two types, and accumulated in float32. Two runs give the same bits.
 
     Args:
         x: [B, D] features of any float type; L2-normalised here unless `normalize` is false.
@@ -76,6 +76,7 @@ def cluster_nce(
 
 
 @fused.without_autocast
+@fused.full_precision
 def loss_and_gradient(
     x: Tensor,
     memory: Tensor,
@@ -124,7 +125,7 @@ def _targets(inside: Tensor, labels: Tensor, targets: Tensor | None, smoothing: 
     return (1 - smoothing) * (column == labels[:, None]) + smoothing * inside / inside.sum(1, keepdim=True)
 
 
-def launch_rows(
+def launch(
     x: Tensor,
     memory: Tensor,
     labels: Tensor,
@@ -136,7 +137,7 @@ def launch_rows(
     smoothing: float,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The op on CUDA, before its last sum: (weighted losses [B], gradient)."""
+    """The op on CUDA."""
     common = {"normalize": normalize, "spans": columns, "weights": weights, "needs_grad": needs_grad}
     if targets is None and not smoothing:
         return fused.kernels("cluster_nce").contrast(x, memory, labels, temperature, **common)
@@ -144,10 +145,5 @@ def launch_rows(
     return contrast(x, memory, labels, targets, temperature, smoothing=smoothing, **common)
 
 
-def _launch(*arguments: object) -> tuple[Tensor, Tensor]:
-    losses, gradient = launch_rows(*arguments)
-    return losses.sum(), gradient
-
-
 _op = custom_op("reid_fast::cluster_nce", mutates_args=(), device_types="cpu")(loss_and_gradient)
-fused.register_loss(_op, _launch)
+fused.register_loss(_op, launch)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from reid_fast.ops import fused
-from reid_fast.ops.cluster_nce import launch_rows, loss_and_gradient
+from reid_fast.ops.cluster_nce import launch, loss_and_gradient
 from reid_fast.ops.memory_update import check, memory_update_ref
 
 
@@ -28,8 +28,8 @@ def cluster_step(
 ) -> Tensor:
     """`cluster_nce` against `memory`, then `memory_update` of it in place from the rows of x, as one op.
 
-    The loss and its gradient are those of the memory before the update. Three launches on CUDA, or four with
-    `smoothing` or `targets`; composed of its two parts, the step costs one more.
+    The loss and its gradient are those of the memory before the update. On CUDA the whole step is three launches
+    (while C fits one turn, see kernels/cluster_nce.py); with `smoothing` or `targets` it is its two parts.
 
     Args:
         update_temperature: `memory_update`'s temperature, for mode="weighted".
@@ -91,12 +91,16 @@ def _launch(
     scores: Tensor | None,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    losses, gradient = launch_rows(
+    if targets is None and not smoothing:
+        return fused.kernels("cluster_step").step(
+            x, memory, labels, temperature, momentum, rule, update_temperature, scores,
+            normalize=normalize, spans=columns, weights=weights, needs_grad=needs_grad,
+        )  # fmt: skip
+    loss, gradient = launch(
         x, memory, labels, targets, columns, weights, temperature, normalize, smoothing, needs_grad
     )
-    loss = fused.kernels("cluster_step").update_and_sum(
-        memory, x, labels, losses, momentum, rule, update_temperature, scores, normalize
-    )
+    unit = fused.unit_rows(x, normalize)[0]
+    fused.kernels("memory_update").update(memory, unit, labels, momentum, rule, update_temperature, scores)
     return loss, gradient
 
 

@@ -52,7 +52,7 @@ def on_host(graph: Any) -> sparse.csr_matrix:
 @functools.cache
 def say_that_the_cpu_clusters() -> None:
     """Warn, once, that CUDA features are clustered on the CPU."""
-    warnings.warn("reid_fast._C was built without CUDA: CUDA features are clustered on the CPU", stacklevel=3)
+    warnings.warn("this build of reid_fast has no CUDA: CUDA features are clustered on the CPU", stacklevel=3)
 
 
 @functools.cache

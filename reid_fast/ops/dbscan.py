@@ -1,4 +1,4 @@
-"""DBSCAN on a sparse graph of distances (methods.md §1.11; Ester et al., KDD 1996)."""
+"""DBSCAN on a sparse graph of distances (Ester et al., KDD 1996)."""
 
 from __future__ import annotations
 

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.library import CustomOpDef
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 
 def kernels(name: str) -> ModuleType:
@@ -58,6 +60,18 @@ def pull_back(by_score: Tensor, memory: Tensor, unit: Tensor, norm: Tensor | Non
     if norm is None:
         return h
     return torch.addcmul(h, (h * unit).sum(1, keepdim=True), unit, value=-1).div_(norm)
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Keep a function's products in their operands' type where the caller's autocast would lower them."""
+
+    @wraps(function)
+    def run(*arguments: P.args, **options: P.kwargs) -> R:
+        first = next(iter((*arguments, *options.values())))
+        with torch.autocast(first.device.type, enabled=False):
+            return function(*arguments, **options)
+
+    return run
 
 
 def wants_grad(x: Tensor) -> bool:

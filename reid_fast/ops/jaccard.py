@@ -1,4 +1,4 @@
-"""The k-reciprocal Jaccard distance as a sparse graph (methods.md §1.10; Zhong et al., CVPR 2017)."""
+"""The k-reciprocal Jaccard distance as a sparse graph (Zhong et al., CVPR 2017)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def jaccard_graph_ref(
     *,
     neighbours: Neighbours | None = None,
 ) -> sparse.csr_matrix:
-    """`jaccard_graph` in NumPy and SciPy, step by step as methods.md §1.10 states it, in double precision."""
+    """`jaccard_graph` in NumPy and SciPy, step by step, in double precision."""
     rows, index, _, k2 = _prepare(features, k1, k2, max_distance, neighbours)
     ranking = index.cpu().numpy().astype(np.int64)
     weights = _weights(rows.cpu().numpy(), _expansion(ranking, ranking.shape[1]))

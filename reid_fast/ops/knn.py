@@ -1,4 +1,4 @@
-"""Exact nearest neighbours of unit features among themselves (methods.md §1.10, step 1)."""
+"""Exact nearest neighbours of unit features among themselves (Zhong et al., CVPR 2017, the first step)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from reid_fast import _C
 from reid_fast.ops.features import Features, clip_k, unit_rows
 
-_BLOCK = 1024
+# Products held at once by a search in blocks: half a gigabyte.
+_BLOCK_PRODUCTS = 1 << 27
 
 
 def knn(features: Features, k: int) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
@@ -60,8 +61,9 @@ def _search(rows: Tensor, k: int, begin: int, end: int) -> tuple[Tensor, Tensor]
 def _search_in_blocks(rows: Tensor, k: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
     index = torch.empty(end - begin, k, dtype=torch.int32, device=rows.device)
     similarity = torch.empty(end - begin, k, device=rows.device)
-    for start in range(begin, end, _BLOCK):
-        own = torch.arange(start, min(start + _BLOCK, end), device=rows.device)[:, None]
+    height = max(1, min(1024, _BLOCK_PRODUCTS // len(rows)))
+    for start in range(begin, end, height):
+        own = torch.arange(start, min(start + height, end), device=rows.device)[:, None]
         scores = _fp32_products(rows[own[:, 0]], rows)
         to_itself = scores.gather(1, own)
         scores.scatter_(1, own, torch.inf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.library import custom_op
@@ -80,22 +81,25 @@ def memory_update_ref(
     groups = defaultdict(list)
     for position, label in enumerate(labels.tolist()):
         groups[label].append(position)
-    x = x.to(fused.widen(memory).dtype)
+    x = x.detach().to(fused.widen(memory).dtype)
     touched = torch.tensor(sorted(groups, key=lambda label: -len(groups[label])), device=memory.device)
     members = [groups[label] for label in touched.tolist()]
     rows = fused.widen(memory[touched])
     if mode == "serial":
+        # Rounds are many and small. On the CPU NumPy does them, on the same memory: it starts no threads.
+        arrays = (rows.numpy(), x.numpy()) if rows.device.type == "cpu" else (rows, x)
         for turn in range(len(members[0])):
             now = [group[turn] for group in members if len(group) > turn]
-            _blend(rows[: len(now)], x[now], momentum)
+            _blend(arrays[0][: len(now)], arrays[1][now], momentum)
     else:
         _blend(rows, _representatives(rows, x, members, mode, temperature, scores), momentum)
     memory[touched] = rows.to(memory.dtype)
 
 
-def _blend(rows: Tensor, x: Tensor, momentum: float) -> None:
-    rows.mul_(momentum).add_(x, alpha=1 - momentum)
-    rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
+def _blend(rows: Tensor | np.ndarray, x: Tensor | np.ndarray, momentum: float) -> None:
+    rows *= momentum
+    rows += (1 - momentum) * x
+    rows /= ((rows * rows).sum(1) ** 0.5)[:, None]
 
 
 def _representatives(

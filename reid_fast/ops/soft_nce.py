@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reid_fast.ops.cluster_nce import cluster_nce
-from reid_fast.ops.fused import widen
+from reid_fast.ops.fused import full_precision, widen
 
 
+@full_precision
 def hard_nce(x: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Pull each feature to its least similar positive, away from all other identities of the batch.
 
@@ -39,6 +40,7 @@ def hard_nce(x: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> 
     return F.softplus(others - positive).mean()
 
 
+@full_precision
 def soft_nce(x: Tensor, teacher: Tensor, weak: Tensor, temperature: float) -> Tensor:
     """Make the similarities of a strong view to the batch follow those that the teacher sees between weak
     views.

@@ -1,4 +1,4 @@
-"""Cluster Contrast: the golden values of methods.md part 5 through the hooks that train."""
+"""Cluster Contrast: values computed by the published code through the hooks that train."""
 
 import math
 from collections import Counter

@@ -11,6 +11,7 @@ using namespace reid_fast;
 
 namespace {
 
+constexpr float kMaxDistance = 0.75f;
 const Run kThree{3, [] { return false; }};
 
 std::vector<float> unit_rows(int64_t n, int64_t width, int64_t distinct) {
@@ -36,19 +37,54 @@ bool equal(const SparseRows& a, const SparseRows& b) {
 SparseRows graph_of(const Features& features, const Ranking& ranking, int k2, const Run& run) {
   const Order order = locality_order(ranking);
   SparseRows weights = expansion_weights(features, ranking, order, run);
-  if (k2 > 1) weights = query_expansion(weights, ranking, k2, order, run);
-  return threshold_graph(weights, 0.75f, order, run);
+  weights = query_expansion(weights, ranking, k2, order, run);
+  return threshold_graph(weights, kMaxDistance, order, run);
 }
 
-// The graph against the row algorithms a GPU runs: the merge of two rows instead of the inverted index.
-void check_against_merges(const SparseRows& weights, const SparseRows& graph, int64_t n) {
+// Σ_g min(W_ig, W_jg) by merging two rows.
+float shared_weight(const SparseRows& weights, int64_t i, int64_t j) {
+  int64_t a = weights.start[i], b = weights.start[j];
+  float shared = 0;
+  while (a < weights.start[i + 1] && b < weights.start[j + 1]) {
+    const int32_t g = weights.index[a], h = weights.index[b];
+    if (g == h) shared += std::fmin(weights.value[a], weights.value[b]);
+    a += g <= h;
+    b += h <= g;
+  }
+  return shared;
+}
+
+// The graph of the inverted index against one of pairs, bit for bit.
+void check_pairs(const SparseRows& weights, const SparseRows& graph, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    for (int64_t e = graph.start[i]; e < graph.start[i + 1]; ++e) {
-      const int64_t j = graph.index[e];
-      const float shared =
-          shared_weight(weights.start.begin(), weights.index.begin(), weights.value.begin(), i, j);
-      assert(i == j ? graph.value[e] == 0.0f : graph.value[e] == jaccard_of(shared));
+    int64_t e = graph.start[i];
+    for (int64_t j = 0; j < n; ++j) {
+      const float distance = i == j ? 0 : jaccard_of(shared_weight(weights, i, j));
+      if (distance > kMaxDistance) continue;
+      assert(graph.index[e] == j && graph.value[e] == distance);
+      ++e;
     }
+    assert(e == graph.start[i + 1]);
+  }
+}
+
+// The expansions by `Scan`, which a GPU runs, against those of the CPU stage.
+void check_expansions(const Ranking& ranking, const SparseRows& weights) {
+  const int k = ranking.k, half_size = set_size(half_of(k), k);
+  std::vector<int32_t> full_member(ranking.n * k), half_member(ranking.n * half_size);
+  std::vector<int32_t> full_length(ranking.n), half_length(ranking.n);
+  for (int64_t i = 0; i < ranking.n; ++i) {
+    full_length[i] = reciprocal_set(ranking.index, k, k, i, full_member.data() + i * k);
+    half_length[i] = reciprocal_set(ranking.index, k, half_size, i, half_member.data() + i * half_size);
+  }
+  const Sets full{full_member.data(), full_length.data(), k};
+  const Sets half{half_member.data(), half_length.data(), half_size};
+  std::vector<int32_t> members(expansion_bound(full, half));
+  for (int64_t i = 0; i < ranking.n; ++i) {
+    Scan scan;
+    const int size = expand(full, half, i, scan, members.data());
+    assert(size == weights.start[i + 1] - weights.start[i]);
+    assert(!std::memcmp(members.data(), weights.index.begin() + weights.start[i], size * sizeof(int32_t)));
   }
 }
 
@@ -66,12 +102,10 @@ void run_all(int64_t n, int64_t width, int64_t distinct, int k, int k2) {
   assert(fault_of(ranking, kThree).empty());
   const SparseRows graph = graph_of(features, ranking, k2, kThree);
   assert(equal(graph, graph_of(features, ranking, k2, Run{1, kThree.interrupted})));
-  if (k2 > 1) {
-    const Order order = locality_order(ranking);
-    const SparseRows own = expansion_weights(features, ranking, order, kThree);
-    const SparseRows weights = query_expansion(own, ranking, k2, order, kThree);
-    check_against_merges(weights, graph, n);
-  }
+  const Order order = locality_order(ranking);
+  const SparseRows weights = expansion_weights(features, ranking, order, kThree);
+  check_expansions(ranking, weights);
+  check_pairs(query_expansion(weights, ranking, k2, order, kThree), graph, n);
   std::vector<int64_t> labels(n);
   dbscan(Graph<int64_t, int32_t, float>{graph.start.begin(), graph.index.begin(), graph.value.begin(), n}, 0.6f, 4,
          labels.data());

@@ -19,7 +19,7 @@ def planted(n, width, seed=0, per_cluster=12, noise=0.1):
 
 
 def waves():
-    """The clustering test of methods.md part 5: N = 60, d = 16, ten groups of six."""
+    """The clustering test computed by the published code: N = 60, d = 16, ten groups of six."""
     i, j = np.arange(60)[:, None], np.arange(16)
     rows = np.sin(1.3 * (i // 6 + 1) * (j + 1)) + 0.9 * np.cos(0.7 + 2.1 * i + 1.1 * j + 0.37 * i * j)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

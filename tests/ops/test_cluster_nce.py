@@ -7,9 +7,9 @@ from golden import near, phi, unit_phi
 from torch.library import opcheck
 
 from reid_fast.kernels import cluster_nce as kernel
-from reid_fast.kernels import soft_targets
+from reid_fast.kernels import soft_targets, tiles
 from reid_fast.ops import cluster_nce
-from reid_fast.ops.cluster_nce import _op, cluster_nce_ref, launch_rows
+from reid_fast.ops.cluster_nce import _op, cluster_nce_ref, launch
 
 SHAPES = [(1, 1, 1), (3, 7, 5), (6, 97, 33), (67, 131, 67), (16, 257, 8)]
 KINDS = ["plain", "raw", "smooth", "dense", "spans", "smooth spans"]
@@ -79,27 +79,26 @@ def test_kernels_match_the_cpu(shape, kind, device):
     x, memory, labels, temperature, more = problem(*shape, kind)
     loss, gradient = _op(*positional(x, memory, labels, temperature, more))
     arguments = positional(x, memory, labels, temperature, more)
-    losses, by_x = launch_rows(*[a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments])
-    torch.testing.assert_close(losses.sum().cpu(), loss, atol=1e-5, rtol=1e-5)
+    loss_again, by_x = launch(*[a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments])
+    torch.testing.assert_close(loss_again.cpu(), loss, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(by_x.cpu(), gradient, atol=2e-6, rtol=1e-4)
     arguments = (*arguments[:-1], False)
-    again, none = launch_rows(*[a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments])
-    assert torch.equal(again, losses)
+    again, none = launch(*[a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments])
+    assert torch.equal(again, loss_again)
     assert none.numel() == 0
 
 
-@pytest.mark.parametrize("module", [kernel, soft_targets])
-def test_slices_past_a_row_block_are_merged_in_order(module, device, monkeypatch):
-    """The same numbers whatever the number of programs that share the columns."""
+@pytest.mark.parametrize("split", [(1, 1), (1, 5), (3, 1), (2, 2)], ids=str)
+def test_any_number_of_turns_and_parts(split, device, monkeypatch):
+    """The same numbers whatever the number of programs that share the columns, and of turns through the workspace."""
+    turn, parts = split
     x, memory, labels, temperature, _ = problem(5, 400, 9, "plain")
     expected, gradient = _op(*positional(x, memory, labels, temperature, {"normalize": True}))
-    for slices in (1, 2, 5):
-        monkeypatch.setattr(
-            module.tiles, "split", lambda C, BN, rows, device, n=slices: (-(-C // (BN * n)), BN * n)
-        )
-        targets = [] if module is kernel else [None]
-        losses, by_x = module.contrast(*(t.to(device) for t in (x, memory, labels)), *targets, temperature)
-        torch.testing.assert_close(losses.sum().cpu(), expected, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(kernel, "WORKSPACE", turn * 5 * 64 * 4)
+    monkeypatch.setattr(tiles, "processors", lambda device: parts)
+    for module, more in ((kernel, ()), (soft_targets, (None,))):
+        loss, by_x = module.contrast(*(t.to(device) for t in (x, memory, labels)), *more, temperature)
+        torch.testing.assert_close(loss.cpu(), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(by_x.cpu(), gradient, atol=2e-6, rtol=1e-4)
 
 

@@ -8,7 +8,6 @@ from torch.library import opcheck
 
 from reid_fast.kernels import cluster_step as kernel
 from reid_fast.ops import cluster_nce, cluster_step, memory_update
-from reid_fast.ops.cluster_nce import launch_rows
 from reid_fast.ops.cluster_step import _op
 
 
@@ -37,8 +36,7 @@ def test_is_its_two_parts(mode, temperature, normalize, device):
 
     on = lambda t: t.clone().to(device)  # noqa: E731
     fused = on(memory)
-    losses, gradient = launch_rows(on(x), fused, on(labels), None, None, None, 0.1, normalize, 0.0, True)
-    total = kernel.update_and_sum(fused, on(x), on(labels), losses, 0.2, mode, temperature, None, normalize)
+    total, gradient = kernel.step(on(x), fused, on(labels), 0.1, 0.2, mode, temperature, normalize=normalize)
     torch.testing.assert_close(total.cpu(), loss.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gradient.cpu(), by_x.grad, atol=2e-6, rtol=1e-4)
     torch.testing.assert_close(fused.cpu(), expected, atol=5e-7, rtol=1e-5)

@@ -1,0 +1,155 @@
+"""Benchmarks of the ops: reference, torch.compile of it and fused op side by side; `--static`: what the
+compiler says.
+
+python bench/ops.py [--only NAME] [--smoke]     correctness first, then seconds; rows go to bench/results/
+python bench/ops.py --static [--gate]           registers, spills, shared memory, occupancy, no GPU needed;
+                                                with --gate nothing is kept, and a fault ends in exit code 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import static
+import torch
+from op_cases import Case, cases
+from report import save
+from timing import measure
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+RESULTS = Path(__file__).parent / "results"
+BANDWIDTH, PEAK = 4.3e12, 780e12  # of an H200: bytes/s of a copy as measured, bf16 operations/s
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that are not views: about the launches an eager program makes on CUDA."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def both(function: Callable[[], Tensor], leaf: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """(value, gradient of the leaf)."""
+    value = function()
+    if leaf is None:
+        return value, None
+    return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+
+def check(case: Case) -> int:
+    """Stop unless the fused op agrees with the reference; the launches of the reference."""
+    with Launches() as counter:
+        expected = both(case.reference, case.leaf)
+    for wanted, actual in zip(expected, both(case.fused, case.leaf) if case.fused else (), strict=False):
+        if wanted is not None:
+            error = (actual.double() - wanted.double()).norm() / wanted.double().norm()
+            if not error <= case.tolerance:
+                raise SystemExit(f"{case.name} {case.sizes}: off by {error:.2e} from the reference")
+    return counter.count
+
+
+def row(case: Case, device: str, dtype: torch.dtype, n: int) -> dict[str, Any]:
+    """Times of the three forms, and how far the fused one is from what the hardware must spend."""
+    launches = check(case)
+    floor = max(case.bytes / BANDWIDTH, case.operations / PEAK)
+    out = {
+        "op": case.name, "sizes": case.sizes, "device": device, "dtype": str(dtype)[6:], "n": n,
+        "threads": torch.get_num_threads(),
+        "bytes": case.bytes, "operations": case.operations, "floor_us_h200": round(1e6 * floor, 1),
+        "launches_before": launches, "launches_after": case.launches,
+    }  # fmt: skip
+    forms = {"reference": case.reference, "fused": case.fused}
+    if case.compiled:
+        forms["compiled"] = torch.compile(case.reference)
+    for name, form in forms.items():
+        if form is not None:
+            out[name] = _times(form, case.leaf, n)
+    last = "both" if case.leaf is not None else "forward"
+    for name in ("reference", "compiled"):
+        if name in out and "fused" in out:
+            out[f"times_faster_than_{name}"] = round(out[name][last]["us"] / out["fused"][last]["us"], 2)
+    return out
+
+
+def _times(form: Callable[[], Tensor], leaf: Tensor | None, n: int) -> dict[str, dict[str, float]]:
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return form()
+
+    calls = {"forward": forward} | ({"both": lambda: both(form, leaf)} if leaf is not None else {})
+    timed = {name: measure(call, n) for name, call in calls.items()}
+    return {name: {"us": round(1e6 * m, 1), "spread": round(1e6 * s, 1)} for name, (m, s) in timed.items()}
+
+
+def show(out: dict[str, Any]) -> str:
+    """One line a row: microseconds forward / forward and backward of each form."""
+    shown = [f"{out['op']:22} {out['sizes']:34} {out['device']:4} {out['dtype']:8}"]
+    for name in ("reference", "compiled", "fused"):
+        times = [f"{t['us']:.0f}±{t['spread']:.0f}" for t in out.get(name, {}).values()]
+        shown.append(f"{name} {' / '.join(times) or '-'} us")
+    shown.append(
+        f"floor {out['floor_us_h200']} us; launches {out['launches_before']} -> {out['launches_after']}"
+    )
+    shown += [f"{out[key]}x {key[6:]}" for key in out if key.startswith("times_")]
+    return " | ".join(shown)
+
+
+def run(only: str | None, smoke: bool) -> Iterator[dict[str, Any]]:
+    """Every case on the CPU in float32; with a GPU there instead, in float32 and bfloat16."""
+    cuda = torch.cuda.is_available()
+    for dtype in (torch.float32, torch.bfloat16) if cuda else (torch.float32,):
+        for case in cases("cuda" if cuda else "cpu", dtype, large=cuda):
+            if only is None or case.name.startswith(only):
+                torch.compiler.reset()
+                yield row(case, "cuda" if cuda else "cpu", dtype, 3 if smoke else 20)
+
+
+def main() -> None:
+    """Print the rows, and keep them unless told otherwise."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", help="only ops whose name starts so; nothing is kept")
+    parser.add_argument("--smoke", action="store_true", help="three calls each, nothing kept")
+    parser.add_argument(
+        "--static", action="store_true", help="compile every kernel for sm_80, sm_90 and sm_100"
+    )
+    parser.add_argument("--gate", action="store_true", help="with --static: fail on spills, keep nothing")
+    parser.add_argument(
+        "--threads", type=int, help="CPU threads; 1 keeps a busy machine's waits out of the times"
+    )
+    arguments = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.static:
+        # Float16 has bfloat16's layout and tiles: the gate compiles one of them.
+        dtypes = (torch.float32, torch.bfloat16) if arguments.gate else static.DTYPES
+        rows = static.table(dtypes)
+        print(static.report(rows))
+        if arguments.gate:
+            sys.exit("\n".join(static.faults(rows)) or 0)
+        print(f"kept in {save('ops-static', [r._asdict() for r in rows], RESULTS)}", file=sys.stderr)
+        return
+    rows = []
+    for out in run(arguments.only, arguments.smoke):
+        rows.append(out)
+        print(show(out), flush=True)
+    if not (arguments.only or arguments.smoke):
+        print(f"kept in {save('ops', rows, RESULTS)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""What the compiler says of every kernel at training sizes, without a GPU: registers, spills, shared memory,
+occupancy.
+
+The launchers run on meta tensors; each launch is recorded and compiled ahead of time with exactly the sizes,
+types and constants it would have on a GPU. Needs TRITON_INTERPRET unset.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ARCHITECTURES = (80, 90, 100)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SHARED_PER_BLOCK = {80: 163, 90: 227, 100: 227}  # KiB that one block may take
+SHARED_PER_SM = {80: 164, 90: 228, 100: 228}  # KiB
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+    torch.bool: "*i1",
+}
+
+
+class Launch(NamedTuple):
+    kernel: triton.JITFunction
+    arguments: dict
+
+
+class Row(NamedTuple):
+    kernel: str
+    dtype: str
+    arch: int
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    warps: int
+    blocks_per_sm: int
+
+
+def launches(dtype: torch.dtype) -> Iterator[Launch]:
+    """Every kernel launch of the ops at training sizes: B = 256, C = 2,000, D = 2048, N = 12,936."""
+    B, C, D, N = 256, 2000, 2048, 12936
+    new = lambda *shape, dtype=dtype: torch.empty(shape, dtype=dtype, device="meta")  # noqa: E731
+    index = lambda *shape: new(*shape, dtype=torch.int64)  # noqa: E731
+    flat = lambda *shape: new(*shape, dtype=torch.float32)  # noqa: E731
+    x, memory, labels = new(B, D), new(C, D), index(B)
+    calls: list[tuple[str, str, tuple, dict]] = [
+        ("cluster_nce", "contrast", (x, memory, labels, 0.05), {}),
+        (
+            "cluster_nce",
+            "contrast",
+            (x, flat(C, D), labels, 0.05),
+            {"spans": index(B, 2), "weights": flat(B)},
+        ),
+        (
+            "cluster_nce",
+            "contrast",
+            (x, flat(C, D), labels, 0.05),
+            {"alive": index(C), "epsilon": 1e-6, "focal": 4.0},
+        ),
+        ("soft_targets", "contrast", (x, memory, labels, flat(B, C), 0.05), {}),
+        ("soft_targets", "contrast", (x, memory, labels, None, 0.5), {"smoothing": 0.1, "normalize": False}),
+        *[
+            ("memory_update", "update", (memory, x, labels, 0.1, mode, 0.03, flat(B)), {})
+            for mode in ("serial", "hard", "weighted", "pick")
+        ],
+        ("cluster_step", "step", (x, memory, labels, 0.05, 0.1, "serial"), {}),
+        ("cluster_nce", "contrast", (x, memory, labels, 0.05), {"needs_grad": False}),
+        (
+            "hybrid_update",
+            "update",
+            (new(N, D), flat(C, D), index(C), index(N), x[:64], labels[:64], 0.2),
+            {},
+        ),
+        ("camera_nce", "contrast", (x[:32], memory, index(C), labels[:32], 0.07, 50), {}),
+    ]
+    store = (new(N, 256, 128, 3, dtype=torch.uint8), index(B), new(B, dtype=torch.bool))
+    store = (*store, new(B, 2, dtype=torch.int32), new(B, 4, dtype=torch.int32))
+    numbers = ([0.1, 0.2, 0.3],) * 3
+    calls += [
+        ("augment", "augment", (*store, None, False, *numbers, dtype), {}),
+        ("augment", "augment", (*store, flat(B), True, *numbers, dtype), {}),
+    ]
+    bounds = (new(N, dtype=torch.int32), new(N, dtype=torch.int32))
+    attention = (new(8, N, 256), new(8, N, 256), flat(), *bounds)
+    calls += [
+        ("cluster_attention", "forward", attention, {}),
+        ("cluster_attention", "backward", (*attention, flat(8, N), flat(N)), {}),
+    ]
+    for module, name, arguments, options in calls:
+        function = getattr(import_module(f"reid_fast.kernels.{module}"), name)
+        yield from _record(lambda f=function, a=arguments, o=options: f(*a, **o))
+
+
+def _record(call: Callable[[], object]) -> list[Launch]:
+    recorded, run = [], triton.JITFunction.run
+    try:
+        triton.JITFunction.run = lambda kernel, *args, grid, warmup, **kwargs: recorded.append(
+            Launch(kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs)
+        )
+        call()
+    finally:
+        triton.JITFunction.run = run
+    return recorded
+
+
+def compile_for(launch: Launch, arch: int) -> tuple[triton.compiler.CompiledKernel, int]:
+    """(the compiled kernel, its warps), specialised as Triton's launcher would."""
+    kernel, arguments = launch
+    signature, constants, attributes = {}, {}, {}
+    for place, parameter in enumerate(kernel.params):
+        value, name = arguments[parameter.name], parameter.name
+        one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or one:
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name], attributes[(place,)] = POINTERS[value.dtype], [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+    options = {key: arguments[key] for key in ("num_warps", "num_stages") if key in arguments}
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def measure(launch: Launch, dtype: torch.dtype, arch: int) -> Row:
+    compiled = compile_for(launch, arch)
+    registers, spilled = _resources(compiled, arch)
+    warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
+    by_registers = 65536 // (max(registers, 1) * 32 * warps)
+    by_shared = SHARED_PER_SM[arch] * 1024 // (shared + 1024)
+    blocks = min(by_registers, by_shared, 64 // warps, 32)
+    module = launch.kernel.fn.__module__.rsplit(".", 1)[1]
+    name = f"{module}.{launch.kernel.fn.__name__}"
+    switches = [
+        f"{key}={value}"
+        for key, value in launch.arguments.items()
+        if key in ("MODE", "KEYS", "DENSE", "HYBRID", "HAS_SPANS", "HAS_BLUR") and value
+    ]
+    return Row(" ".join([name, *switches]), str(dtype)[6:], arch, registers, spilled, shared, warps, blocks)
+
+
+def _resources(compiled: triton.compiler.CompiledKernel, arch: int) -> tuple[int, int]:
+    """(registers a thread, bytes of spill stores and loads)."""
+    with tempfile.TemporaryDirectory() as folder:
+        binary, text = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
+        binary.write_bytes(compiled.asm["cubin"])
+        used = _run(triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", binary)
+        found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", used)}
+        if not found["STACK"] + found["LOCAL"]:
+            return found["REG"], 0
+        # A stack may be there for other reasons than a spill: let the assembler say.
+        text.write_text(compiled.asm["ptx"])
+        nvidia = triton.knobs.nvidia
+        assembler = (nvidia.ptxas_blackwell if arch >= 100 else nvidia.ptxas).path
+        target = re.search(r"\.target (sm_\w+)", compiled.asm["ptx"]).group(1)
+        said = _run(assembler, "-v", f"--gpu-name={target}", text, "-o", Path(folder, "again"))
+        return found["REG"], sum(map(int, re.findall(r"(\d+) bytes spill", said)))
+
+
+def _run(*command: object) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def _rows(dtype: torch.dtype, architectures: tuple[int, ...]) -> list[Row]:
+    return [measure(launch, dtype, arch) for launch in launches(dtype) for arch in architectures]
+
+
+def table(dtypes: tuple[torch.dtype, ...], architectures: tuple[int, ...] = ARCHITECTURES) -> list[Row]:
+    """One row per kernel, type and architecture; launches that compile to the same row are listed once."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        parts = pool.map(_rows, dtypes, [architectures] * len(dtypes))
+        return list(dict.fromkeys(row for part in parts for row in part))
+
+
+def faults(rows: list[Row]) -> list[str]:
+    """What breaks the rules: spilled registers, more shared memory than a block may take."""
+    return [
+        f"{row.kernel} {row.dtype} sm_{row.arch}: {row.spilled_bytes} bytes spilled, "
+        f"{row.shared_bytes} bytes of shared memory"
+        for row in rows
+        if row.spilled_bytes or row.shared_bytes > SHARED_PER_BLOCK[row.arch] * 1024
+    ]
+
+
+def report(rows: list[Row]) -> str:
+    """The table as text."""
+    lines = [f"{'kernel':58} {'type':9} arch  regs spill  shared warps blocks/SM"]
+    for r in rows:
+        lines.append(
+            f"{r.kernel:58} {r.dtype:9} {r.arch:4} {r.registers:5} {r.spilled_bytes:5} {r.shared_bytes:7} "
+            f"{r.warps:5} {r.blocks_per_sm:9}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,43 @@
+// Sparse rows on the device, and the stages that make and take them.
+#pragma once
+
+#include "cuda/device.h"
+#include "stages.h"
+
+namespace reid_fast::cuda {
+
+struct Rows {
+  DeviceArray<int64_t> start;  // [N + 1]
+  DeviceArray<int32_t> index;
+  DeviceArray<float> value;
+};
+
+// What a kernel sees of `Rows`.
+struct View {
+  const int64_t* start;
+  const int32_t* index;
+  const float* value;
+
+  explicit View(const Rows& rows) : start(rows.start.data()), index(rows.index.data()), value(rows.value.data()) {}
+};
+
+inline DeviceArray<int64_t> zero_lengths(int64_t n, cudaStream_t stream) {
+  DeviceArray<int64_t> start(n + 1, stream);
+  start.clear();
+  return start;
+}
+
+// Turns lengths into offsets and makes room for the entries.
+inline Rows allocate(DeviceArray<int64_t> start, cudaStream_t stream) {
+  lengths_to_offsets(start, stream);
+  const int64_t entries = start.at(start.size() - 1);
+  return {std::move(start), DeviceArray<int32_t>(entries, stream), DeviceArray<float>(entries, stream)};
+}
+
+// V: reciprocal sets, expanded, with softmax weights (steps 3 to 5).
+Rows expansion_weights(const Features& features, const Ranking& ranking, cudaStream_t stream);
+
+// W_i: the mean of the rows V_j over the first k2 of ranking i (step 6).
+Rows query_expansion(const Rows& weights, const Ranking& ranking, int k2, cudaStream_t stream);
+
+}  // namespace reid_fast::cuda

@@ -1,0 +1,88 @@
+"""What all ops promise: they trace without a break, import no kernel until CUDA asks, and say what is missing."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from reid_fast import ops
+from reid_fast.ops import augment, camera_nce, cluster_nce, fused, memory_update
+
+
+def contrast_and_update(x, memory, labels):
+    loss = cluster_nce(x, memory, labels, 0.1)
+    memory_update(memory, F.normalize(x), labels, 0.2)
+    return loss
+
+
+def camera(x, memory, labels):
+    return camera_nce(2 * x, memory, torch.arange(9), labels, 0.1, 3)
+
+
+def picture(x, memory, labels):
+    images = torch.arange(4 * 6 * 5 * 3).view(4, 6, 5, 3).to(torch.uint8)
+    numbers = torch.zeros(8, 4, dtype=torch.int32)
+    third = (0.5, 0.5, 0.5)
+    out = augment(images, labels % 4, labels > 4, numbers[:, :2], numbers, mean=third, std=third, fill=third)
+    return (out.mean((1, 2, 3)) * x.sum(1)).sum()
+
+
+@pytest.mark.parametrize("step", [contrast_and_update, camera, picture])
+def test_a_step_compiles_whole(step):
+    results = []
+    weight, x, start, labels = (
+        torch.randn(16, 16),
+        torch.randn(8, 16),
+        F.normalize(torch.randn(9, 16)),
+        torch.arange(8),
+    )
+    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        leaf, memory = weight.clone().requires_grad_(), start.clone()
+        loss = function(x @ leaf, memory, labels)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad, memory))
+    torch.testing.assert_close(results[1], results[0])
+
+
+LOSSES = {
+    "cluster_nce": lambda x, memory, labels: cluster_nce(x, memory, labels, 0.05),
+    "smoothing": lambda x, memory, labels: cluster_nce(x, memory, labels, 0.05, smoothing=0.1),
+    "cluster_step": lambda x, memory, labels: ops.cluster_step(x, memory.clone(), labels, 0.05, 0.1),
+    "camera_nce": lambda x, memory, labels: camera_nce(x, memory, torch.arange(9), labels, 0.07, 3),
+    "hybrid_nce": lambda x, memory, labels: ops.hybrid_nce(x, memory, torch.arange(9), labels, 0.05, 4.0),
+    "soft_nce": lambda x, memory, labels: ops.soft_nce(x, x + 1, 2 * x + 1, 0.4),
+    "hard_nce": lambda x, memory, labels: ops.hard_nce(x, x + 1, labels, temperature=0.1),
+    "attention": lambda x, *_: ops.cluster_attention(x[None], x[None], x, OFFSETS, SCALE)[0].square().sum(),
+}
+OFFSETS, SCALE = torch.tensor([0, 3, 8]), torch.tensor(3.0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_autocast_changes_nothing(name):
+    """The caller's types decide, not the region it calls from."""
+    x, memory, labels = torch.randn(8, 64), F.normalize(torch.randn(9, 64)), torch.arange(8)
+    results = []
+    for enabled in (False, True):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = LOSSES[name](leaf, memory, labels)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+def test_ops_import_no_kernel():
+    program = (
+        "import sys, reid_fast.ops; sys.exit(any(m.startswith('reid_fast.kernels') for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_without_triton_the_error_names_the_way_out(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("reid_fast.kernels.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(RuntimeError, match="pip install 'triton"):
+        fused.kernels("cluster_nce")
