@@ -291,10 +291,6 @@ def _check(config: Config) -> None:
             raise UserError(f"{flag_of(name)} must be positive, not {getattr(config, name)}")
     if not 0 <= config.smoothing <= 1:
         raise UserError(f"--smoothing must lie between 0 and 1, not {config.smoothing}")
-    if not 0 <= config.eps_gap < config.eps <= 1 - config.eps_gap:
-        raise UserError(
-            f"--eps-gap {config.eps_gap} must not lead out of 0..1 from --eps {config.eps} on either side"
-        )
     if config.negatives > 128:
         raise UserError(f"--negatives must be at most 128, not {config.negatives}")
 

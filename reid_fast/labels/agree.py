@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
+from reid_fast.errors import UserError
 from reid_fast.ops.cuda import on_host
 
 
@@ -16,6 +17,17 @@ def outliers_apart(labels: np.ndarray) -> np.ndarray:
     outlier = labels < 0
     labels[outlier] = labels.max(initial=-1) + 1 + np.arange(outlier.sum())
     return labels
+
+
+def radii(eps: float, gap: float) -> tuple[float, float, float]:
+    """The radii of the three clusterings that are compared: (eps, tight, loose).
+
+    Raises:
+        UserError: one of them is no Jaccard distance.
+    """
+    if not 0 <= gap < min(eps, 1 - eps):
+        raise UserError(f"--eps-gap {gap} leads out of 0..1 from --eps {eps}: lower it")
+    return eps, eps - gap, eps + gap
 
 
 def shared_counts(labels: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from reid_fast.config import Config
 from reid_fast.data.augment import View
 from reid_fast.data.batch import Batch
 from reid_fast.data.records import ImageSet
-from reid_fast.labels.agree import refine
+from reid_fast.labels.agree import radii, refine
 from reid_fast.methods.base import Extract, Method
 from reid_fast.models.memory import InstanceMemory
 from reid_fast.models.norm import GroupedBatchNorm1d, set_bn_group
@@ -66,6 +66,7 @@ class AsymmetricContrast(Method):
 
     def __init__(self, config: Config, train: ImageSet) -> None:
         super().__init__(config, train)
+        self.radii = radii(config.eps, config.eps_gap)[:2]
         self.grey_encoder = self.new_encoder()
         self.predictor = Predictor(self.encoder.width, config.bn_group)
         self.colour = InstanceMemory(self.encoder.width)
@@ -89,11 +90,9 @@ class AsymmetricContrast(Method):
         return self.colour.rows
 
     def labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:
-        """Clusters, refined by a tighter clustering (§3.3): every picture gets a class."""
-        config, eps = self.config, self.eps(epoch)
-        labels, tight = (
-            ops.dbscan(graph, radius, config.min_samples) for radius in (eps, eps - config.eps_gap)
-        )
+        """Clusters, refined by a tighter clustering: every picture gets a class."""
+        config = self.config
+        labels, tight = (ops.dbscan(graph, radius, config.min_samples) for radius in self.radii)
         return refine(labels, tight, graph, config.refine_ratio, config.refine_norm)
 
     def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:
@@ -102,7 +101,7 @@ class AsymmetricContrast(Method):
         self.grey.relabel(labels)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Both networks against their own memories, and the predictor against the grey side (§3.2)."""
+        """Both networks against their own memories, and the predictor against the grey side."""
         config, index = self.config, batch.index
         pooled = self.encoder.pooled(batch.views[0])
         x, z = F.normalize(self.encoder.necked(pooled)), self.predictor(pooled)

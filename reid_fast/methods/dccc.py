@@ -1,8 +1,7 @@
 """Dynamic clustering and cluster contrastive learning (arXiv 2303.06810, ICASSP 2024).
 
-Beside Cluster Contrast: the clustering radius falls from epoch to epoch (§ dynamic clustering parameters scheduler),
-prototypes follow a weighted mean of the batch (§ dynamic cluster contrast), and a teacher that sees another view
-softens the targets.
+Beside Cluster Contrast: the clustering radius falls from epoch to epoch, prototypes follow a weighted mean of the
+batch, and a teacher that sees another view softens the targets.
 """
 
 from __future__ import annotations
@@ -80,10 +79,12 @@ class DynamicClusterContrast(Method):
         config = self.config
         x = self.encoder(batch.views[0])
         self._features = x.detach()
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            soft = (self.teacher(batch.views[1]) @ self.memory.T / config.temp).softmax(1)
-            share = config.soft_weight * config.smoothing
-            targets = (1 - share) * F.one_hot(batch.labels, len(self.memory)) + share * soft
+        with torch.no_grad():
+            taught = self.teacher(batch.views[1])
+        with torch.autocast(x.device.type, enabled=False):
+            soft = (taught @ self.memory.T / config.temp).softmax(1)
+        share = config.soft_weight * config.smoothing
+        targets = (1 - share) * F.one_hot(batch.labels, len(self.memory)) + share * soft
         return {"contrast": ops.cluster_nce(x, self.memory, batch.labels, config.temp, targets=targets)}
 
     def after_step(self, batch: Batch) -> None:

@@ -89,7 +89,7 @@ class InterInstanceContrast(Method):
         return super().plan(labels, epoch, rule)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The four losses of §3.2 to §3.4; the first one on features that are not normalised, as published."""
+        """Class, hard, soft and camera loss; the first one on features that are not normalised, as published."""
         config, labels = self.config, batch.labels
         b = self.encoder.necked(self.encoder.pooled(batch.views[0]))
         strong, weak = (self.taught(batch, view) for view in (1, 2))

@@ -18,7 +18,7 @@ from reid_fast import ops
 from reid_fast.config import Config
 from reid_fast.data.batch import Batch
 from reid_fast.data.records import ImageSet
-from reid_fast.labels.agree import self_paced
+from reid_fast.labels.agree import radii, self_paced
 from reid_fast.methods.base import Extract, Method
 from reid_fast.models.memory import InstanceMemory
 
@@ -39,6 +39,7 @@ class SelfPacedContrast(Method):
 
     def __init__(self, config: Config, train: ImageSet) -> None:
         super().__init__(config, train)
+        self.radii = radii(config.eps, config.eps_gap)
         self.instances = InstanceMemory(self.encoder.width)
         self.threshold: (
             Tensor  # of the independence criterion: set in the first epoch, kept for the whole run
@@ -46,7 +47,7 @@ class SelfPacedContrast(Method):
         self.register_buffer("threshold", torch.tensor(torch.nan, dtype=torch.float64))
 
     def max_distance(self, epoch: int) -> float:
-        return self.eps(epoch) + self.config.eps_gap
+        return max(self.radii)
 
     def features(self, extract: Extract) -> Tensor:
         """The memory, which the first epoch fills from the initial encoder."""
@@ -55,9 +56,8 @@ class SelfPacedContrast(Method):
         return self.instances.rows
 
     def labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:
-        """Clusters at three radii, then the reliability criteria (§3.2): every picture gets a class."""
-        eps, gap, min_samples = self.eps(epoch), self.config.eps_gap, self.config.min_samples
-        clusterings = (ops.dbscan(graph, radius, min_samples) for radius in (eps, eps - gap, eps + gap))
+        """Clusters at three radii, then the reliability criteria: every picture gets a class."""
+        clusterings = (ops.dbscan(graph, radius, self.config.min_samples) for radius in self.radii)
         threshold = None if self.threshold.isnan() else self.threshold.item()
         labels, threshold = self_paced(*clusterings, threshold)
         self.threshold.fill_(threshold)
@@ -68,7 +68,7 @@ class SelfPacedContrast(Method):
         self.instances.relabel(labels)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Softmax over classes, each scored by the mean over its members (§3.1)."""
+        """Softmax over classes, each scored by the mean over its members."""
         x = self.encoder(batch.views[0])
         self._features = x.detach()
         return {"contrast": self.instances.loss(x, batch.index, self.config.temp)}

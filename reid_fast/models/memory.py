@@ -31,7 +31,7 @@ def label_means(features: Tensor, labels: np.ndarray) -> Tensor:
 
 
 class InstanceMemory(VaryingBuffers):
-    """A unit row per training picture, kept for the whole run (Ge et al., SpCL, NeurIPS 2020, §3.1)."""
+    """A unit row per training picture, kept for the whole run (Ge et al., SpCL, NeurIPS 2020)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class InstanceMemory(VaryingBuffers):
 
 
 class CameraProxies(VaryingBuffers):
-    """A unit row per camera and cluster seen in it (Wang et al., CAP, AAAI 2021, §3.2)."""
+    """A unit row per camera and cluster seen in it (Wang et al., CAP, AAAI 2021)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
