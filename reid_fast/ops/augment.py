@@ -73,20 +73,11 @@ def _op(
     fill: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
-    pixels = _gather(images, index, flip, crop)
-    if grey:
-        pixels = _round(pixels.float() @ torch.tensor(LUMINANCE))[..., None].expand_as(pixels).contiguous()
-    if blur is not None:
-        for i in blur.nonzero()[:, 0].tolist():
-            pixels[i] = _blur(pixels[i], float(blur[i]))
+    pixels = _filter(_gather(images, index, flip, crop), grey, blur)
     B, H, W, _ = pixels.shape
     # Three numbers repeated along a row: arithmetic runs over whole rows instead of three values at a time.
-    out = (
-        pixels.view(B, H, 3 * W)
-        .float()
-        .mul_(torch.tensor(scale).repeat(W))
-        .add_(torch.tensor(shift).repeat(W))
-    )
+    out = pixels.view(B, H, 3 * W).float()
+    out.mul_(torch.tensor(scale).repeat(W)).add_(torch.tensor(shift).repeat(W))
     out = out.view(B, H, W, 3)
     for i, (top, left, height, width) in enumerate(erase.tolist()):
         if height:
@@ -105,6 +96,17 @@ def _gather(images: Tensor, index: Tensor, flip: Tensor, crop: Tensor) -> Tensor
         y, x = max(0, -top), max(0, -left)
         part = picture[y + top : max(0, H + min(0, top)), x + left : max(0, W + min(0, left))]
         out[y : y + part.shape[0], x : x + part.shape[1]] = part
+    return pixels
+
+
+@fused.full_precision
+def _filter(pixels: Tensor, grey: bool, blur: Tensor | None) -> Tensor:
+    """[B, H, W, 3] uint8 pictures, grey or blurred where asked."""
+    if grey:
+        pixels = _round(pixels.float() @ torch.tensor(LUMINANCE))[..., None].expand_as(pixels).contiguous()
+    if blur is not None:
+        for i in blur.nonzero()[:, 0].tolist():
+            pixels[i] = _blur(pixels[i], float(blur[i]))
     return pixels
 
 

@@ -150,6 +150,12 @@ def test_opcheck_and_gradcheck(kind):
         assert torch.autograd.gradcheck(lambda x, loss=loss: loss(x, memory, labels, temperature, **more), x)
 
 
+def test_a_label_outside_the_memory_is_no_loss(device):
+    x, memory, _, temperature, _ = problem(3, 4, 5, "plain")
+    loss, _ = kernel.contrast(*(t.to(device) for t in (x, memory, torch.tensor([0, 4, 1]))), temperature)
+    assert loss.isnan()
+
+
 def test_wrong_use():
     x, memory, labels, temperature, more = problem(3, 4, 5, "dense")
     with pytest.raises(ValueError, match="targets or smoothing"):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from golden import near, phi, unit_phi
 from torch.library import opcheck
 
+from reid_fast.kernels import cluster_nce as cluster_kernel
 from reid_fast.kernels import cluster_step as kernel
 from reid_fast.ops import cluster_nce, cluster_step, memory_update
 from reid_fast.ops.cluster_step import _op
@@ -40,6 +41,26 @@ def test_is_its_two_parts(mode, temperature, normalize, device):
     torch.testing.assert_close(total.cpu(), loss.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gradient.cpu(), by_x.grad, atol=2e-6, rtol=1e-4)
     torch.testing.assert_close(fused.cpu(), expected, atol=5e-7, rtol=1e-5)
+
+
+class Counted:
+    """A kernel that notes each launch."""
+
+    def __init__(self, kernel, launches):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        self.launches.append(grid)
+        return self.kernel[grid]
+
+
+def test_three_launches(device, monkeypatch):
+    x, memory, labels = (t.to(device) for t in problem(11, 13, 19))
+    launches = []
+    for module, name in ((cluster_kernel, "score"), (cluster_kernel, "gradient"), (kernel, "step")):
+        monkeypatch.setattr(module, f"{name}_kernel", Counted(getattr(module, f"{name}_kernel"), launches))
+    kernel.step(x, memory, labels, 0.1, 0.2, "serial")
+    assert len(launches) == 3
 
 
 def test_golden():
