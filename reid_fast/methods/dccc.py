@@ -48,8 +48,8 @@ class DynamicClusterContrast(Method):
         "veri776": {"iters": 400},
     }
 
-    def __init__(self, config: Config, train: ImageSet) -> None:
-        super().__init__(config, train)
+    def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
+        super().__init__(config, train, source)
         self.teacher = new_teacher(self.encoder)
 
     @property
