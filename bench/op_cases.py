@@ -213,6 +213,7 @@ def _pictures(device: str, dtype: torch.dtype) -> Iterator[Case]:
     features = torch.rand(B, D, 16, 8, device=device, dtype=dtype).contiguous(
         memory_format=torch.channels_last
     )
+    # There is no fused op: clamp, power, mean and norm are what torch.compile fuses by itself. This row shows it.
     gem = GeM().to(device)
     yield Case(
         "gem_pool", f"B={B} D={D} 16x8",

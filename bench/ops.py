@@ -1,5 +1,4 @@
-"""Benchmarks of the ops: reference, torch.compile of it and fused op side by side; `--static`: what the
-compiler says.
+"""Benchmarks of the ops: reference, torch.compile of it and fused op side by side; `--static`: what the compiler says.
 
 python bench/ops.py [--only NAME] [--smoke]     correctness first, then seconds; rows go to bench/results/
 python bench/ops.py --static [--gate]           registers, spills, shared memory, occupancy, no GPU needed;

@@ -1,5 +1,4 @@
-"""What the compiler says of every kernel at training sizes, without a GPU: registers, spills, shared memory,
-occupancy.
+"""What the compiler says of every kernel at training sizes, without a GPU: registers, spills, shared memory, occupancy.
 
 The launchers run on meta tensors; each launch is recorded and compiled ahead of time with exactly the sizes,
 types and constants it would have on a GPU. Needs TRITON_INTERPRET unset.

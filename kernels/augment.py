@@ -1,5 +1,4 @@
-"""Training pictures from a decoded store in one pass: gather, grey, flip, crop, blur, normalise, erase,
-convert.
+"""Training pictures from a decoded store in one pass: gather, grey, flip, crop, blur, normalise, erase, convert.
 
 Programs walk the output in memory order, (row, column, channel) of one picture, so that stores and almost all
 loads are whole lines; each value finds its own source pixel. Pixels outside the source are black, as padding

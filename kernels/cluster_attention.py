@@ -1,10 +1,9 @@
-"""Attention that each member of a cluster receives from the others; all clusters at once, ragged, never n×n
-in memory.
+"""Attention that each member of a cluster receives from the others; all clusters at once, ragged, never n×n in memory.
 
-Rows of all clusters lie one after another. A program takes BM rows of them, whatever clusters they belong to,
-and streams the rows from the first of these clusters' starts to the last one's stop, masked to equal
-clusters: no padding, no table of blocks, and a grid that depends on N alone. q and k are [heads, N, D]; i is
-the row that attends (query), j the one attended to (key), s_ij = scale · q_i·k_j, A = softmax over j ≠ i.
+Rows of all clusters lie one after another. A program takes BM rows of them, whatever clusters they belong to, and
+streams the rows from the first of these clusters' starts to the last one's stop, masked to equal clusters: no padding,
+no table of blocks, and a grid that depends on N alone. q and k are [heads, N, D]; i is the row that attends (query), j
+the one attended to (key), s_ij = scale · q_i·k_j, A = softmax over j ≠ i.
 """
 
 import torch
@@ -96,8 +95,7 @@ def gradient_kernel(
     q, k, scale, starts, stops, log_z, by_weight, mean, out, N, D, KEYS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """out [heads, N, D]: scale · Σ ∂L/∂s_ij times k_j (gradient of q), or with KEYS times q_i (gradient of
-    k).
+    """out [heads, N, D]: scale · Σ ∂L/∂s_ij times k_j (gradient of q), or with KEYS times q_i (gradient of k).
 
     ∂L/∂s_ij = A_ij (by_weight_j - mean_i), mean_i = Σ_j A_ij by_weight_j.
     """

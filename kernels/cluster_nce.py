@@ -1,13 +1,12 @@
 """One-target softmax cross entropy against a memory, with the gradient from the same scores. Three launches.
 
-1. Scores: one program a tile [BM, BN]; it keeps the tile's row maxima and sums, and e^{s - maximum} in DOT for launch
-2.
-   These live in a workspace of at most 32 MiB, which stays in L2; more columns go through it in turns of launches 1
-   and 2. So each score is computed once and no B×C array exists: with the accumulators [B, D] too large for registers,
-   forming the gradient in launch 1 would move them through L2 once a tile, four times what these two launches move.
+1. Scores: one program a tile [BM, BN]. It keeps the tile's row maxima and sums, and e^{s - maximum} in DOT for
+   launch 2, in a workspace of at most 32 MiB, which stays in L2; more columns go through it in turns of launches 1
+   and 2. So each score is computed once and no B×C array exists. The accumulators [B, D] are too large for registers:
+   forming the gradient in launch 1 would move them through L2 once a tile, about twice what these launches move.
 2. Gradient: a product of that workspace and the memory, summed over columns in registers. The target column is left
-   out and added at the end as 1 - p from the sums: a confident row keeps a correct gradient in bfloat16.
-   The first of the programs of a row has all its sums and writes its loss.
+   out and added at the end as 1 - p from the sums: a confident row keeps a correct gradient in bfloat16. By then the
+   program has all sums of its rows, and their losses.
 3. Finish: one program a row takes the gradient through the L2 norm, and one more sums the losses.
 """
 
@@ -20,7 +19,6 @@ import triton.language as tl
 from reid_fast.kernels import tiles
 
 WORKSPACE = 32 << 20  # bytes
-BT = tl.constexpr(32)  # tiles whose statistics are read at once
 
 
 class Rows(NamedTuple):
@@ -30,7 +28,7 @@ class Rows(NamedTuple):
     factors: torch.Tensor  # [B] what the sum over `pulled` is multiplied by
     pulled: (
         torch.Tensor | None
-    )  # [parts, B, D] Σ e^{s - top} memory - (Σ e^{s - top} without the target) target
+    )  # [parts, B, D] Σ e^{s - top} memory - target · Σ e^{s - top}, both without the target
 
 
 @triton.jit(do_not_specialize=["C", "first", "width"])
@@ -63,37 +61,12 @@ def score_kernel(
 
 
 @triton.jit
-def top_of(peaks, rows, first, last, B, BM: tl.constexpr):
-    """The maximum of each row over tiles first..last-1; -inf for none."""
-    top = tl.full([BM], float("-inf"), tl.float32)
-    for start in range(first, last, BT):
-        tile = start + tl.arange(0, BT)
-        inside = (tile < last)[:, None] & (rows < B)[None, :]
-        at = tile[:, None] * B + rows[None, :]
-        top = tl.maximum(top, tl.max(tl.load(peaks + at, mask=inside, other=float("-inf")), axis=0))
-    return top
-
-
-@triton.jit
-def rest_of(peaks, totals, top, rows, count, B, BM: tl.constexpr):
-    """Σ e^{s - top} of each row over all tiles, without the target."""
-    rest = tl.zeros([BM], tl.float32)
-    for start in range(0, count, BT):
-        tile = start + tl.arange(0, BT)
-        inside = (tile < count)[:, None] & (rows < B)[None, :]
-        at = tile[:, None] * B + rows[None, :]
-        gain = tl.exp(tl.load(peaks + at, mask=inside, other=float("-inf")) - top[None, :])
-        rest += tl.sum(tl.load(totals + at, mask=inside, other=0.0) * gain, axis=0)
-    return rest
-
-
-@triton.jit
 def write_losses(
     labels, weights, peaks, totals, targets, losses, factors, top, rows, B, C, count, temperature, epsilon, focal,
     HAS_WEIGHTS: tl.constexpr, HYBRID: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Loss and gradient factor of the rows of a tile; returns Σ e^{s - top} without the target."""
-    rest = rest_of(peaks, totals, top, rows, count, B, BM)
+    rest = tiles.rest_of(peaks, totals, top, rows, count, B, BM)
     label = tl.load(labels + rows, mask=rows < B, other=-1)
     known = (label >= 0) & (label < C)
     # A label outside the memory must not pass for a loss.
@@ -125,7 +98,7 @@ def loss_kernel(
 ):  # fmt: skip
     """Launch 2 where no gradient is asked for."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    top = top_of(peaks, rows, 0, count, B, BM)
+    top = tiles.top_of(peaks, rows, 0, count, B, BM)
     top = tl.where(top == float("-inf"), 0.0, top)
     write_losses(
         labels, weights, peaks, totals, targets, losses, factors, top, rows, B, C, count, temperature, epsilon, focal,
@@ -146,8 +119,8 @@ def gradient_kernel(
     part = tl.program_id(2)
     inside = (rows[:, None] < B) & (d[None, :] < D)
     out = pulled + (part * B + rows[:, None]).to(tl.int64) * D + d[None, :]
-    old_top = top_of(peaks, rows, 0, before, B, BM)
-    top = tl.maximum(old_top, top_of(peaks, rows, before, now, B, BM))
+    old_top = tiles.top_of(peaks, rows, 0, before, B, BM)
+    top = tl.maximum(old_top, tiles.top_of(peaks, rows, before, now, B, BM))
     top = tl.where(top == float("-inf"), 0.0, top)
     total = tl.load(out, mask=inside & (before > 0), other=0.0) * tl.exp(old_top - top)[:, None]
     lowest = before + part * per_part
@@ -174,18 +147,9 @@ def gradient_kernel(
 
 @triton.jit
 def finish_row(
-    x,
-    factors,
-    pulled,
-    gradient,
-    row,
-    B,
-    D,
-    parts,
-    BD: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    GRAD: tl.constexpr,
-):
+    x, factors, pulled, gradient, row, B, D, parts,
+    BD: tl.constexpr, NORMALIZE: tl.constexpr, GRAD: tl.constexpr,
+):  # fmt: skip
     """The gradient of one row; reads neither the memory nor any other row."""
     if GRAD:
         d = tl.arange(0, BD)

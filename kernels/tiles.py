@@ -1,4 +1,4 @@
-"""Device code that the streaming losses share: score tiles, gradient tiles, row norms.
+"""Device code that the streaming losses share: score tiles, gradient tiles, statistics of tiles, row norms.
 
 B rows of features meet C columns of memory in tiles [BM, BN]; the D axis is walked in steps of BK. Products
 are taken in DOT, the lower of the two operand types, and accumulated in float32.
@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+BT = tl.constexpr(32)  # tiles whose statistics are read at once
 DOT_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
@@ -73,6 +74,31 @@ def span_mask(columns, spans, rows, B, HAS_SPANS: tl.constexpr, BM: tl.constexpr
         stop = tl.load(spans + 2 * rows + 1, mask=rows < B, other=0)
         inside = inside & (columns[None, :] >= start[:, None]) & (columns[None, :] < stop[:, None])
     return inside
+
+
+@triton.jit
+def top_of(peaks, rows, first, last, B, BM: tl.constexpr):
+    """The maximum of each row over tiles first..last-1; -inf for none."""
+    top = tl.full([BM], float("-inf"), tl.float32)
+    for start in range(first, last, BT):
+        tile = start + tl.arange(0, BT)
+        inside = (tile < last)[:, None] & (rows < B)[None, :]
+        at = tile[:, None] * B + rows[None, :]
+        top = tl.maximum(top, tl.max(tl.load(peaks + at, mask=inside, other=float("-inf")), axis=0))
+    return top
+
+
+@triton.jit
+def rest_of(peaks, totals, top, rows, count, B, BM: tl.constexpr):
+    """Σ e^{s - top} of each row over all tiles, without the target."""
+    rest = tl.zeros([BM], tl.float32)
+    for start in range(0, count, BT):
+        tile = start + tl.arange(0, BT)
+        inside = (tile < count)[:, None] & (rows < B)[None, :]
+        at = tile[:, None] * B + rows[None, :]
+        gain = tl.exp(tl.load(peaks + at, mask=inside, other=float("-inf")) - top[None, :])
+        rest += tl.sum(tl.load(totals + at, mask=inside, other=0.0) * gain, axis=0)
+    return rest
 
 
 @triton.jit

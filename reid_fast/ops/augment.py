@@ -80,8 +80,7 @@ def _op(
         for i in blur.nonzero()[:, 0].tolist():
             pixels[i] = _blur(pixels[i], float(blur[i]))
     B, H, W, _ = pixels.shape
-    # Three numbers repeated along a row: the arithmetic runs over whole rows instead of three values at a
-    # time.
+    # Three numbers repeated along a row: arithmetic runs over whole rows instead of three values at a time.
     out = (
         pixels.view(B, H, 3 * W)
         .float()

@@ -1,4 +1,4 @@
-"""Contrast of camera proxies (CAP, arXiv 2012.10674, §3.3; ICE, arXiv 2103.16364, §3.4)."""
+"""Contrast of camera proxies (CAP, arXiv 2012.10674; ICE, arXiv 2103.16364)."""
 
 from __future__ import annotations
 
@@ -42,13 +42,11 @@ def camera_nce(
     weights: Tensor | None = None,
     normalize: bool = True,
 ) -> Tensor:
-    """Pull a feature to all proxies of its identity, over all cameras, and away from the hardest proxies of
-    others.
+    """Pull a feature to all proxies of its identity, over all cameras, and away from the hardest proxies of others.
 
-    ℓ_i = -(1/|P_i|) Σ_{r∈P_i} log( e^{a_r/τ} / Σ_{z∈P_i∪Q_i} e^{a_z/τ} ) with a = x_i·memory, P_i the proxies
-    of label i and Q_i the `negatives` others of largest a: the lower row on ties, all of them where there are
-    fewer. The loss is Σ_i w_i ℓ_i; the gradient flows to `x` alone. CAP's contrast within a camera is
-    `cluster_nce` with `columns`.
+    ℓ_i = -(1/|P_i|) Σ_{r∈P_i} log( e^{a_r/τ} / Σ_{z∈P_i∪Q_i} e^{a_z/τ} ) with a = x_i·memory, P_i the proxies of label
+    i and Q_i the `negatives` others of largest a: the lower row on ties, all of them where there are fewer. The loss is
+    Σ_i w_i ℓ_i; the gradient flows to `x` alone. CAP's contrast within a camera is `cluster_nce` with `columns`.
 
     Args:
         x: [B, D] features of any float type; L2-normalised here unless `normalize` is false.

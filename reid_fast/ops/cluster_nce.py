@@ -1,4 +1,4 @@
-"""Contrast of features against a memory of cluster prototypes (Cluster Contrast, arXiv 2103.11568, §3)."""
+"""Contrast of features against a memory of cluster prototypes (Cluster Contrast, arXiv 2103.11568)."""
 
 from __future__ import annotations
 

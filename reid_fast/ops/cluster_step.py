@@ -1,4 +1,4 @@
-"""A step of Cluster Contrast's memory in one op: score, loss, gradient, update (arXiv 2103.11568, §3)."""
+"""A step of Cluster Contrast's memory in one op: score, loss, gradient, update (arXiv 2103.11568)."""
 
 from __future__ import annotations
 

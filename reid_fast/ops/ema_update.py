@@ -12,9 +12,8 @@ from torch import Tensor
 def ema_update(teacher: Iterable[Tensor], student: Iterable[Tensor], momentum: float) -> None:
     """teacher ← momentum · teacher + (1 - momentum) · student, in place, for every pair of tensors.
 
-    PyTorch's multi-tensor lerp: on CUDA a handful of launches at memory speed for all parameters of a
-    network, which a kernel of our own could not beat by more than these launches. With momentum 0 the teacher
-    is exactly the student.
+    PyTorch's multi-tensor lerp: on CUDA a handful of launches at memory speed for all parameters of a network, which a
+    kernel of our own could not beat by more than these launches. With momentum 0 the teacher is exactly the student.
 
     Args:
         teacher: the tensors to move, for example `model.parameters()`.

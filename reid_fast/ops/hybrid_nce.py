@@ -1,5 +1,4 @@
-"""Contrast against an instance memory, class by class (Ge et al., SpCL, NeurIPS 2020; focal: CACL, arXiv
-2106.07846).
+"""Contrast against an instance memory, class by class (Ge et al., SpCL, NeurIPS 2020; focal: CACL, arXiv 2106.07846).
 
 A class scores the mean similarity of its members, which is the similarity to the mean of its members: keeping
 the class means turns the published B×N work into B×C. `hybrid_update` moves a member and its class's mean
@@ -28,8 +27,7 @@ class ClassMeans(NamedTuple):
 
 
 def class_means(memory: Tensor, memory_labels: Tensor, classes: int | None = None) -> ClassMeans:
-    """Means and sizes of the classes of an instance memory; once an epoch, since running means drift by
-    rounding.
+    """Means and sizes of the classes of an instance memory; once an epoch, since running means drift by rounding.
 
     Args:
         memory: [N, D] rows.
@@ -86,7 +84,7 @@ def hybrid_nce(
         memory_labels: [N] int64, the class of each row; classes may be empty.
         index: [B] int64, the row of each feature's own image.
         temperature: τ.
-        focal: γ, 0 for SpCL, 4 in CACL's code (2 in its paper).
+        focal: γ: 0 for SpCL, 4 in CACL's code.
         classes: the running means of `memory` (see `class_means`, `hybrid_update`). Without them all of the
             memory is read, and on CUDA the number of classes is fetched from the device.
 
@@ -101,8 +99,7 @@ def hybrid_nce(
 def hybrid_update(
     memory: Tensor, memory_labels: Tensor, classes: ClassMeans, x: Tensor, index: Tensor, momentum: float
 ) -> None:
-    """`memory_update` (serial) of the rows `index`, in place, and of the class means by what their members
-    moved.
+    """`memory_update` (serial) of the rows `index`, in place, and of the class means by what their members moved.
 
     Args:
         memory: [N, D] contiguous unit rows.

@@ -1,4 +1,4 @@
-"""Momentum updates of a memory (Cluster Contrast, arXiv 2103.11568, §3.3; DCCC, arXiv 2303.06810)."""
+"""Momentum updates of a memory (Cluster Contrast, arXiv 2103.11568; DCCC, arXiv 2303.06810)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def memory_update(
     *,
     scores: Tensor | None = None,
 ) -> None:
-    """Update the rows of `memory` named by `labels`, in place, from the unit rows `x`; each row is unit again
-    after.
+    """Update the rows of `memory` named by `labels`, in place, from the unit rows `x`; each row is unit again after.
 
     serial    for i = 0..B-1 in batch order: c ← m·c + (1-m)·x_i, then c ← c/‖c‖ (Cluster Contrast's momentum
               update).
@@ -125,8 +124,7 @@ def _representatives(
     return torch.zeros_like(rows).index_add_(0, owner, x[order] * (weights / total[owner])[:, None])
 
 
-# The op's own argument is `rule`: torch's functionalisation of mutable ops (2.13) cannot pass one called
-# `mode`.
+# The op's own argument is `rule`: torch's functionalisation of mutable ops (2.13) cannot pass `mode`.
 @custom_op("reid_fast::memory_update", mutates_args=("memory",), device_types="cpu")
 def _op(
     memory: Tensor,

@@ -1,10 +1,8 @@
-"""Contrast between the images of one batch, student against teacher (Chen et al., ICE, arXiv 2103.16364,
-§3.2-3.3).
+"""Contrast between the images of one batch, student against teacher (Chen et al., ICE, arXiv 2103.16364).
 
-These terms are B×B with B = 32 and plain PyTorch: a kernel of their own would save microseconds of a step of
-many milliseconds (`python bench/ops.py` prints both). `soft_nce` still takes its softmax and gradient from
-`cluster_nce`, whose dense targets are exactly what it needs. The negative cosine of CACL is
-`-F.cosine_similarity(z, x.detach())`.
+These terms are B×B with B = 32 and plain PyTorch: a kernel of their own would save microseconds of a step of many
+milliseconds (`python bench/ops.py` prints both). `soft_nce` still takes its softmax and gradient from `cluster_nce`,
+whose dense targets are exactly what it needs. The negative cosine of CACL is `-F.cosine_similarity(z, x.detach())`.
 """
 
 from __future__ import annotations
@@ -21,8 +19,8 @@ from reid_fast.ops.fused import full_precision, widen
 def hard_nce(x: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Pull each feature to its least similar positive, away from all other identities of the batch.
 
-    L = (1/B) Σ_i -log( e^{g⁺/τ} / (e^{g⁺/τ} + Σ_{j: y_j≠y_i} e^{g_ij/τ}) ) with g = cosine of x_i and
-    teacher_j and g⁺ = min_{j: y_j=y_i} g_ij, its own picture included.
+    L = (1/B) Σ_i -log( e^{g⁺/τ} / (e^{g⁺/τ} + Σ_{j: y_j≠y_i} e^{g_ij/τ}) ) with g = cosine of x_i and teacher_j and g⁺
+    = min_{j: y_j=y_i} g_ij, its own picture included.
 
     Args:
         x: [B, D] features of any float type; the gradient flows to them alone.
@@ -42,8 +40,7 @@ def hard_nce(x: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> 
 
 @full_precision
 def soft_nce(x: Tensor, teacher: Tensor, weak: Tensor, temperature: float) -> Tensor:
-    """Make the similarities of a strong view to the batch follow those that the teacher sees between weak
-    views.
+    """Make the similarities of a strong view to the batch follow those that the teacher sees between weak views.
 
     L = (1/B) Σ_ij Q_ij (log Q_ij - log P_ij): KL(Q‖P), P = softmax over j of cos(x_i, teacher_j)/τ and Q the
     same of the weak views among themselves, a constant.

@@ -17,4 +17,4 @@ def test_kernels_compile_without_spills():
     command = [sys.executable, ROOT / "bench" / "ops.py", "--static", "--gate"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert "cluster_nce.stream_kernel" in done.stdout
+    assert "cluster_nce.score_kernel" in done.stdout
