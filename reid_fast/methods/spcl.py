@@ -42,9 +42,8 @@ class SelfPacedContrast(Method):
         super().__init__(config, train, source)
         self.radii = radii(config.eps, config.eps_gap)
         self.instances = InstanceMemory(self.encoder.width)
-        self.threshold: (
-            Tensor  # of the independence criterion: set in the first epoch, kept for the whole run
-        )
+        # Of the independence criterion: set in the first epoch, kept for the whole run.
+        self.threshold: Tensor
         self.register_buffer("threshold", torch.tensor(torch.nan, dtype=torch.float64))
 
     def max_distance(self, epoch: int) -> float:
