@@ -45,7 +45,6 @@ class DynamicClusterContrast(Method):
         "market1501": {"seed": 3407},
         "dukemtmcreid": {"update_temp": 0.07, "smoothing": 0.1},
         "msmt17": {"eps": 0.8, "update_temp": 0.6, "smoothing": 0.1, "epochs": 80},
-        "veri776": {"iters": 400},
     }
 
     def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
