@@ -201,6 +201,8 @@ _SMALL = {
     "batch_size": 64,
     "num_instances": 4,
     "bn_group": 0,
+    "erase": 0.2,
+    "lr": 7e-4,
     "epochs": 15,
     "iters": 100,
     "eval_step": 5,
@@ -233,7 +235,7 @@ def parse(
     Args:
         argv: the flags; None takes the process's own.
         methods: the names that `--method` takes.
-        settings: (method, dataset) -> the method's settings everywhere and on that data set.
+        settings: (method, data set or recipe) -> the method's settings everywhere, and there.
 
     Returns:
         The settings, and for each the layer it came from.
@@ -258,7 +260,14 @@ def parse(
         (f"method {method}", everywhere),
         (f"data set {asked.dataset}", DATASETS[asked.dataset]),
         (f"{method} on {asked.dataset}", there),
-        *((f"recipe {name}", RECIPES[name]) for name in asked.recipe),
+        *(
+            layer
+            for name in asked.recipe
+            for layer in (
+                (f"recipe {name}", RECIPES[name]),
+                (f"{method} with {name}", settings(method, name)[1]),
+            )
+        ),
     ]
     base = Config(**{key: value for _, layer in layers for key, value in layer.items()})
     config = tyro.cli(Config, args=argv, default=base, description=description)

@@ -327,10 +327,10 @@ def summarise(run: Run) -> None:
     run.log.say(f"model and metrics are in {run.folder}")
 
 
-def method_settings(method: str, dataset: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """What a method sets everywhere, and what it sets on one data set."""
+def method_settings(method: str, place: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What a method sets everywhere, and what it sets for one data set or recipe."""
     cls = method_class(method)
-    return cls.defaults, cls.recipes.get(dataset, {})
+    return cls.defaults, cls.recipes.get(place, {})
 
 
 if __name__ == "__main__":

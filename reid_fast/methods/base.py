@@ -43,10 +43,11 @@ class Method(VaryingBuffers):
     defaults: ClassVar[dict[str, Any]] = {}  # the paper's settings, by the names of `Config`
     adapts: ClassVar[bool] = False  # whether it can learn from a labelled source too
     needs_radius: ClassVar[bool] = False  # whether `labels` compares or schedules radii of DBSCAN
-    recipes: ClassVar[dict[str, dict[str, Any]]] = {  # further settings for one data set
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {  # further settings for one data set or recipe
         "msmt17": {"iters": 400},
         "personx": {"eps": 0.7},
         "veri776": {"iters": 400},
+        "small": {"eps": 0.5},  # features from scratch lie closer together than pretrained ones
     }
 
     def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
