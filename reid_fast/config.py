@@ -31,6 +31,12 @@ class Config:
     """folder only: a regular expression on file names with a group `cam` (and `pid`, where identities are known)"""
     skip_bad_images: bool = False
     """leave out unreadable pictures and count them, instead of stopping"""
+    source: str | None = None
+    """cc, spcl: a labelled data set to learn from too, --batch-size pictures of each in a step, BatchNorm by domain"""
+    source_dir: Path | None = None
+    """the source's folder, or one that holds it"""
+    source_pattern: str | None = None
+    """--source folder: as --pattern, with a group `pid`"""
     recipe: tuple[str, ...] = ()
     """settings to lay over the method's: small (small encoder and pictures, from scratch, for CPUs), gem"""
     logs_dir: Path | None = None
@@ -57,6 +63,8 @@ class Config:
     """global pooling of the feature map"""
     stem_relu: bool = True
     """keep the ReLU behind the stem's BatchNorm (CAP's published code lacks it)"""
+    domain_bias: bool = False
+    """--source: train the biases of the neck, as SpCL's published code does when it doubles its BatchNorm"""
     weights: str = "imagenet"
     """initial weights of the encoder: imagenet, none or a file"""
     bn_group: int = 64
@@ -242,6 +250,7 @@ def parse(
     for flag, name, known in (
         ("method", asked.method.replace("_", "-"), shown),
         ("dataset", asked.dataset, DATASETS),
+        *([("source", asked.source, DATASETS)] if asked.source else []),
         *(("recipe", name, RECIPES) for name in asked.recipe),
     ):
         if name not in known:

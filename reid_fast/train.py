@@ -19,7 +19,7 @@ from reid_fast.data.augment import Augmentation, draw
 from reid_fast.data.batch import Batch
 from reid_fast.data.dali import ImageStream
 from reid_fast.data.open import open_set
-from reid_fast.data.records import ReidSet
+from reid_fast.data.records import ImageSet, ReidSet
 from reid_fast.device import amp_dtype, choose_kernels, pick_device
 from reid_fast.errors import UserError, exit_on_user_error
 from reid_fast.evaluate import describe, score_encoder
@@ -29,6 +29,7 @@ from reid_fast.log import SCORES, Log, read_metrics, score_key, score_table
 from reid_fast.methods import Method, method_class, method_names
 from reid_fast.metrics import check_evaluable, label_scores
 from reid_fast.models.encoder import Encoder
+from reid_fast.models.norm import target_state
 
 FORMAT = 1
 CHECK_STEPS = {"cpu": 1, "cuda": 20}  # steps between looks at the loss: on CUDA a look waits for the GPU
@@ -60,7 +61,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     plain: ImageStream  # resized pictures, to extract features from
-    training: ImageStream  # augmented views
+    training: ImageStream  # augmented views, the source's pictures behind the training pictures
+    source: ImageStream | None  # resized pictures of the source
     at: Position
 
 
@@ -88,7 +90,7 @@ def train(config: Config) -> Path:
         row = epoch_row(run)
         run.at = at = Position(at.epoch + 1, steps_before=at.steps_before + at.step)
         finish_epoch(run, row)
-        checkpoint.export(run.folder, run.method.model.state_dict(), describe(config))
+        checkpoint.export(run.folder, target_state(run.method.model), describe(config))
         save(run)
     summarise(run)
     return run.folder
@@ -105,7 +107,8 @@ def build(config: Config) -> Run:
     )
     if data.query is not None:
         check_evaluable(data.query.pids, data.query.cams, data.gallery.pids, data.gallery.cams)
-    method = method_class(config.method)(config, data.train)
+    source = open_source(config, data.train) if config.source else None
+    method = method_class(config.method)(config, data.train, source)
     method.to(device, memory_format=torch.channels_last)
     weights = [parameter for parameter in method.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay, fused=True)
@@ -128,18 +131,40 @@ def build(config: Config) -> Run:
     return Run(
         config, path, log, device, amp, data, method, optimizer, scaler,
         plain=ImageStream(data.train.paths, batch_size=256, **stream),
-        training=ImageStream(data.train.paths, views=method.views, batch_size=config.batch_size, **stream),
+        training=ImageStream(
+            data.train.paths + (source.paths if source else ()),
+            views=method.views, batch_size=config.batch_size * method.domains, **stream,
+        ),
+        source=ImageStream(source.paths, batch_size=256, **stream) if source else None,
         at=at,
     )  # fmt: skip
+
+
+def open_source(config: Config, train: ImageSet) -> ImageSet:
+    """The training pictures of `--source`, all of known identity and none of them among `train`."""
+    source = open_set(
+        config.source, config.source_dir, config.source_pattern, config.skip_bad_images, config.workers, Log()
+    ).train
+    if (source.pids < 0).any():
+        raise UserError(f"--source {config.source} has no labels: every picture's identity must be known")
+    shared = set(source.paths) & set(train.paths)
+    if shared:
+        raise UserError(
+            f"--source and --dataset share pictures, such as {min(shared)}: choose two different sets"
+        )
+    pids = np.unique(source.pids, return_inverse=True)[
+        1
+    ]  # pictures left out may have taken an identity with them
+    return ImageSet(source.paths, pids, source.cams)
 
 
 def label_pictures(run: Run) -> np.ndarray:
     """Cluster the training pictures and fill the memory: [N] int64 pseudo labels."""
     method, epoch, clock = run.method, run.at.epoch, Clock(run.at.seconds)
 
-    def extract_features(encoder: Encoder) -> Tensor:
+    def extract_features(encoder: Encoder, *, source: bool = False) -> Tensor:
         with run.log.progress("extracting") as report:
-            return extract(encoder, run.plain, amp=run.amp, progress=report)
+            return extract(encoder, run.source if source else run.plain, amp=run.amp, progress=report)
 
     with clock.stage("extract"):
         features = method.features(extract_features)
@@ -182,7 +207,7 @@ def train_epoch(run: Run) -> None:
             method.after_step(batch)
             at.step += 1
             unread.append(loss.detach())
-            report(at.step * config.batch_size, plan.size)
+            report(at.step * plan.shape[1], plan.size)
             saving = at.step % config.save_steps == 0 and at.step < len(plan)
             if saving or at.step == len(plan) or len(unread) == CHECK_STEPS[run.device.type]:
                 read_losses(run, unread, plan)
@@ -196,13 +221,15 @@ def train_epoch(run: Run) -> None:
 def batches(run: Run, plan: np.ndarray) -> Iterator[Batch]:
     """The batches of `plan` [iters, B] from the current step on."""
     config, at, views = run.config, run.at, run.method.views
-    labels = at.labels.to(run.device)
-    cams = torch.from_numpy(run.data.train.cams).to(run.device)
+    method, width = run.method, plan.shape[1]
+    labels = torch.from_numpy(method.joint_labels(at.labels.numpy())).to(run.device)
+    sets = [run.data.train] if method.source is None else [run.data.train, method.source]
+    cams = torch.from_numpy(np.concatenate([part.cams for part in sets])).to(run.device)
     first = at.step
 
     def wanted() -> Iterator[tuple[np.ndarray, list[Augmentation]]]:
         for step in range(first, len(plan)):
-            positions = np.arange(step * config.batch_size, (step + 1) * config.batch_size)
+            positions = np.arange(step * width, (step + 1) * width)
             yield (
                 plan[step],
                 [
@@ -222,7 +249,7 @@ def read_losses(run: Run, unread: list[Tensor], plan: np.ndarray) -> None:
     for step, value in enumerate(values, run.at.step - len(values)):
         if not math.isfinite(value):
             path = run.folder / "nonfinite.json"
-            paths = [str(run.data.train.paths[i]) for i in plan[step]]
+            paths = [str(run.training.paths[i]) for i in plan[step]]
             checkpoint.write_json(
                 path, {"epoch": run.at.epoch + 1, "step": step, "loss": str(value), "batch": paths}
             )
@@ -248,7 +275,7 @@ def epoch_row(run: Run) -> dict[str, Any]:
         "lr": run.method.lr(at.epoch),
         **label_scores(labels, run.data.train.pids),
         "seconds": at.seconds,
-        "images_per_second": at.step * config.batch_size / at.seconds["train"],
+        "images_per_second": at.step * config.batch_size * run.method.domains / at.seconds["train"],
         "peak_memory_mb": peak,
     }
 

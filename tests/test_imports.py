@@ -88,6 +88,7 @@ OPTIONAL = (
     "faiss",
     "cupy",
     "cupyx",
+    "infomap",
     "tyro",
     "tensorboard",
     "torch.utils.tensorboard",

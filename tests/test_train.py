@@ -76,7 +76,7 @@ def test_a_run_leaves_what_the_run_folder_promises(people: Path, tmp_path: Path,
     for row in rows[1:]:
         assert set(row["seconds"]) == stages
         assert keys <= set(row)
-        assert row["lr"] == 3.5e-4
+        assert row["lr"] == 7e-4
     config = json.loads((folder / "config.json").read_text())
     assert config["config"]["batch_size"] == 16
     assert config["versions"]["torch"] == torch.__version__

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -23,10 +22,15 @@ from reid_fast.labels.cluster import Clock, jaccard_graph
 from reid_fast.labels.communities import hdbscan, infomap, similarity_graph
 from reid_fast.models.encoder import Encoder
 from reid_fast.models.memory import VaryingBuffers, label_means
+from reid_fast.models.norm import split_domains
 from reid_fast.models.weights import load_weights
 from reid_fast.ops.jaccard import BELOW_ONE
 
-Extract = Callable[[Encoder], Tensor]  # an encoder -> the [N, D] unit features of all training pictures
+
+class Extract(Protocol):
+    """What gets an encoder's [N, D] unit features of all training pictures, or of those of the source."""
+
+    def __call__(self, encoder: Encoder, *, source: bool = False) -> Tensor: ...
 
 
 class Method(VaryingBuffers):
@@ -37,6 +41,7 @@ class Method(VaryingBuffers):
     """
 
     defaults: ClassVar[dict[str, Any]] = {}  # the paper's settings, by the names of `Config`
+    adapts: ClassVar[bool] = False  # whether it can learn from a labelled source too
     needs_radius: ClassVar[bool] = False  # whether `labels` compares or schedules radii of DBSCAN
     recipes: ClassVar[dict[str, dict[str, Any]]] = {  # further settings for one data set or recipe
         "msmt17": {"iters": 400},
@@ -45,23 +50,27 @@ class Method(VaryingBuffers):
         "small": {"eps": 0.5},  # features from scratch lie closer together than pretrained ones
     }
 
-    def __init__(self, config: Config, train: ImageSet) -> None:
+    def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
         """
         Args:
             config: the run's settings.
             train: the N training pictures.
+            source: pictures of S known identities, 0..S-1, to learn from too (domain adaptation).
 
         Raises:
-            UserError: the method needs camera ids and a picture has none.
+            UserError: the method needs camera ids and a picture has none, or it cannot use a source.
         """
         super().__init__()
         self.config = config
         self.train_set = train
+        self.source = source
         if self.needs_radius and config.cluster != "dbscan":
             raise UserError(
                 f"--method {self._shown} clusters at several radii, which --cluster {config.cluster} does not know: "
                 "use --cluster dbscan"
             )
+        if source is not None and not self.adapts:
+            raise UserError(f"--method {self._shown} cannot learn from a --source: use cc or spcl")
         if self.needs_cams and (train.cams < 0).any():
             picture = train.paths[int((train.cams < 0).argmax())]
             raise UserError(
@@ -92,7 +101,32 @@ class Method(VaryingBuffers):
         config = self.config
         encoder = Encoder(config.arch, config.pooling_type, config.bn_group, config.stem_relu)
         load_weights(encoder, config.arch, config.weights)
+        if config.source:
+            encoder.neck.bias.requires_grad_(config.domain_bias)
+            split_domains(encoder)
         return encoder
+
+    @property
+    def source_classes(self) -> int:
+        """S, the identities of the source; 0 without one."""
+        return 0 if self.source is None else self.source.identities
+
+    @property
+    def domains(self) -> int:
+        """1, or 2 with a source: a loss is a sum of their means."""
+        return 1 if self.source is None else 2
+
+    def joint_labels(self, labels: np.ndarray) -> np.ndarray:
+        """The classes of the training pictures, numbered after the source's, then those of its own pictures."""
+        if self.source is None:
+            return labels
+        return np.concatenate([np.where(labels >= 0, labels + self.source_classes, -1), self.source.pids])
+
+    def source_centroids(self, extract: Extract) -> Tensor:
+        """[S, D] the unit mean of each source identity's unit features; [0, D] without a source."""
+        if self.source is None:
+            return self.memory[:0]
+        return F.normalize(label_means(extract(self.model, source=True), self.source.pids))
 
     @property
     def model(self) -> Encoder:
@@ -118,7 +152,9 @@ class Method(VaryingBuffers):
         return BELOW_ONE if self.config.cluster == "hdbscan" else self.eps(epoch)
 
     def features(self, extract: Extract) -> Tensor:
-        """The [N, D] unit features to cluster."""
+        """The [N, D] unit features to cluster. The first epoch also makes the source's rows of the memory."""
+        if len(self.memory) < self.source_classes:
+            self.memory = self.source_centroids(extract)
         return extract(self.model)
 
     def graph(self, features: Tensor, epoch: int, clock: Clock) -> sparse.csr_matrix:
@@ -140,23 +176,29 @@ class Method(VaryingBuffers):
         return ops.dbscan(graph, self.eps(epoch), config.min_samples)
 
     def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:
-        """Rebuild the memory: the unit mean of each cluster's unit features, [C, D]."""
-        self.memory = F.normalize(label_means(features, labels))
+        """Rebuild the memory behind the source's rows: the unit mean of each cluster's unit features, [S + C, D]."""
+        kept = self.memory[: self.source_classes]
+        self.memory = torch.cat([kept, F.normalize(label_means(features, labels))])
 
     def plan(self, labels: np.ndarray, epoch: int, rule: Rule = other_cameras) -> np.ndarray:
-        """[iters, B] picture indices: the batches of an epoch."""
+        """[iters, B] picture indices: the batches of an epoch. With a source [iters, 2B], its pictures first.
+
+        Indices from N on are those of the source's pictures.
+        """
         config = self.config
-        return epoch_plan(
-            labels,
-            self.train_set.cams,
-            batch_size=config.batch_size,
-            num_instances=config.num_instances,
-            iters=config.iters,
-            seed=config.seed,
-            epoch=epoch,
-            use_cams=self.plans_by_cams,
-            rule=rule,
-        )
+        settings = {
+            "batch_size": config.batch_size,
+            "num_instances": config.num_instances,
+            "seed": config.seed,
+            "epoch": epoch,
+            "use_cams": self.plans_by_cams,
+            "rule": rule,
+        }
+        plan = epoch_plan(labels, self.train_set.cams, iters=config.iters, **settings)
+        if self.source is None:
+            return plan
+        of_source = epoch_plan(self.source.pids, self.source.cams, iters=len(plan), **settings)
+        return np.concatenate([len(self.train_set) + of_source, plan], axis=1)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses; the loop minimises their sum."""
@@ -166,7 +208,7 @@ class Method(VaryingBuffers):
 
     def contrast(self, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The contrast of features x [B, D] with the prototypes."""
-        return {"contrast": ops.cluster_nce(x, self.memory, batch.labels, self.config.temp)}
+        return {"contrast": self.domains * ops.cluster_nce(x, self.memory, batch.labels, self.config.temp)}
 
     def after_step(self, batch: Batch) -> None:
         """Update the memory from the features of the step's forward pass."""

@@ -64,8 +64,8 @@ class AsymmetricContrast(Method):
     }
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    def __init__(self, config: Config, train: ImageSet) -> None:
-        super().__init__(config, train)
+    def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
+        super().__init__(config, train, source)
         self.radii = radii(config.eps, config.eps_gap)[:2]
         self.grey_encoder = self.new_encoder()
         self.predictor = Predictor(self.encoder.width, config.bn_group)

@@ -39,8 +39,8 @@ class CameraAwareProxies(Method):
     }
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    def __init__(self, config: Config, train: ImageSet) -> None:
-        super().__init__(config, train)
+    def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
+        super().__init__(config, train, source)
         self.proxies = CameraProxies(self.encoder.width)
 
     @property

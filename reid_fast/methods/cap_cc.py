@@ -25,8 +25,8 @@ class CameraAwareClusterContrast(Method):
     needs_cams = True
     defaults: ClassVar[dict[str, Any]] = {"camera_momentum": 0.2}
 
-    def __init__(self, config: Config, train: ImageSet) -> None:
-        super().__init__(config, train)
+    def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
+        super().__init__(config, train, source)
         self.proxies = CameraProxies(self.encoder.width)
 
     def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:

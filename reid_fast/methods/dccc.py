@@ -45,11 +45,10 @@ class DynamicClusterContrast(Method):
         "market1501": {"seed": 3407},
         "dukemtmcreid": {"update_temp": 0.07, "smoothing": 0.1},
         "msmt17": {"eps": 0.8, "update_temp": 0.6, "smoothing": 0.1, "epochs": 80},
-        "veri776": {"iters": 400},
     }
 
-    def __init__(self, config: Config, train: ImageSet) -> None:
-        super().__init__(config, train)
+    def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
+        super().__init__(config, train, source)
         self.teacher = new_teacher(self.encoder)
 
     @property

@@ -49,8 +49,8 @@ class InterInstanceContrast(Method):
     }
     recipes: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    def __init__(self, config: Config, train: ImageSet) -> None:
-        super().__init__(config, train)
+    def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
+        super().__init__(config, train, source)
         self.teacher = new_teacher(self.encoder)
         self.proxies = CameraProxies(self.encoder.width)
 

@@ -55,8 +55,8 @@ class RobustContrast(Method):
 
     defaults: ClassVar[dict[str, Any]] = {"rcl_init": "csa", "rcl_update": "hps", "saa_train": "weighted"}
 
-    def __init__(self, config: Config, train: ImageSet) -> None:
-        super().__init__(config, train)
+    def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
+        super().__init__(config, train, source)
         # Trained here, apart from the encoder: the driver's optimiser takes what requires a gradient.
         self.attention = Aggregation(self.encoder.width).requires_grad_(False)
 

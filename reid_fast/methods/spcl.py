@@ -2,7 +2,7 @@
 
 Beside Cluster Contrast: the memory holds every picture and is what is clustered, so features are extracted once;
 outliers train as classes of their own; and only pictures on which a tighter and a looser clustering agree stay
-together.
+together. With `--source` the memory begins with a row per source identity.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from reid_fast.models.memory import InstanceMemory
 class SelfPacedContrast(Method):
     """Memory and labels run over all pictures; some class numbers are unused."""
 
+    adapts = True
     needs_radius = True
     defaults: ClassVar[dict[str, Any]] = {
         "iters": 400,
@@ -37,23 +38,22 @@ class SelfPacedContrast(Method):
     }
     recipes: ClassVar[dict[str, dict[str, Any]]] = {"msmt17": {"iters": 800}, "veri776": {"iters": 800}}
 
-    def __init__(self, config: Config, train: ImageSet) -> None:
-        super().__init__(config, train)
+    def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
+        super().__init__(config, train, source)
         self.radii = radii(config.eps, config.eps_gap)
         self.instances = InstanceMemory(self.encoder.width)
-        self.threshold: (
-            Tensor  # of the independence criterion: set in the first epoch, kept for the whole run
-        )
+        # Of the independence criterion: set in the first epoch, kept for the whole run.
+        self.threshold: Tensor
         self.register_buffer("threshold", torch.tensor(torch.nan, dtype=torch.float64))
 
     def max_distance(self, epoch: int) -> float:
         return max(self.radii)
 
     def features(self, extract: Extract) -> Tensor:
-        """The memory, which the first epoch fills from the initial encoder."""
+        """The training pictures' rows of the memory, which the first epoch fills from the initial encoder."""
         if not len(self.instances.rows):
-            self.instances.fill(extract(self.model))
-        return self.instances.rows
+            self.instances.fill(torch.cat([self.source_centroids(extract), extract(self.model)]))
+        return self.instances.rows[self.source_classes :]
 
     def labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:
         """Clusters at three radii, then the reliability criteria: every picture gets a class."""
@@ -65,13 +65,19 @@ class SelfPacedContrast(Method):
 
     def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:
         """The rows stay; their classes change."""
-        self.instances.relabel(labels)
+        S = self.source_classes
+        self.instances.relabel(np.concatenate([np.arange(S), S + labels]))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Softmax over classes, each scored by the mean over its members."""
         x = self.encoder(batch.views[0])
         self._features = x.detach()
-        return {"contrast": self.instances.loss(x, batch.index, self.config.temp)}
+        return {"contrast": self.domains * self.instances.loss(x, self.rows(batch), self.config.temp)}
 
     def after_step(self, batch: Batch) -> None:
-        self.instances.update(self._features, batch.index, self.config.momentum)
+        self.instances.update(self._features, self.rows(batch), self.config.momentum)
+
+    def rows(self, batch: Batch) -> Tensor:
+        """[B] the memory's row of each picture: its own, or its identity's in the source."""
+        own = batch.index < len(self.train_set)
+        return torch.where(own, self.source_classes + batch.index, batch.labels)

@@ -7,6 +7,8 @@ slices of the batch, and the running averages that are kept are those of the fir
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,3 +67,44 @@ def set_bn_group(module: nn.Module, group: int) -> None:
     for layer in module.modules():
         if isinstance(layer, _GroupedBatchNorm):
             layer.group = group
+
+
+class DomainBatchNorm(nn.Module):
+    """BatchNorm with parameters and statistics for each of two domains (Chang et al., CVPR 2019).
+
+    In training the first half of a batch is the source's and the second the target's; evaluation is on the target.
+    """
+
+    def __init__(self, norm: _GroupedBatchNorm) -> None:
+        """Two copies of `norm`."""
+        super().__init__()
+        self.source, self.target = norm, deepcopy(norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [2B, C, ...] in training, [B, C, ...] of the target in evaluation."""
+        if not self.training:
+            return self.target(x)
+        source, target = x.chunk(2)
+        return torch.cat([self.source(source), self.target(target)])
+
+
+def split_domains(module: nn.Module) -> None:
+    """Turn every BatchNorm below `module` into a `DomainBatchNorm`, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, _GroupedBatchNorm):
+            setattr(module, name, DomainBatchNorm(child))
+        else:
+            split_domains(child)
+
+
+def target_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state that a module without domains needs to compute as this one does in evaluation."""
+    state = module.state_dict()
+    for name, layer in module.named_modules():
+        if isinstance(layer, DomainBatchNorm):
+            state = {
+                key.replace(f"{name}.target.", f"{name}."): tensor
+                for key, tensor in state.items()
+                if not key.startswith(f"{name}.source.")
+            }
+    return state

@@ -12,6 +12,7 @@ from reid_fast import methods
 from reid_fast.config import Config
 from reid_fast.data.records import ImageSet
 from reid_fast.data.synthetic import synthetic_folder
+from reid_fast.evaluate import main as evaluate
 from reid_fast.methods import method_class, method_names
 from reid_fast.models.resnet import ARCHS, Arch, BasicBlock
 from reid_fast.train import main as train
@@ -51,7 +52,7 @@ def rows_of(folder):
 
 
 @pytest.mark.parametrize("name", method_names())
-def test_it_trains_an_epoch(name, people, tmp_path):
+def test_it_trains_an_epoch_and_its_export_scores_alike(name, people, tmp_path):
     train(flags(name, people, tmp_path))
     before, after = rows_of(tmp_path)
     assert np.isfinite(after["loss"])
@@ -60,6 +61,10 @@ def test_it_trains_an_epoch(name, people, tmp_path):
     for row in (before, after):
         assert {key for key in row if key.endswith("mAP")} == scores
     assert all(0 < after[score] <= 1 for score in scores)
+    evaluate([str(tmp_path), "-d", "market1501", "--data-dir", str(people), "--device", "cpu", "-j", "1"])
+    assert json.loads((tmp_path / "evaluate-market1501.json").read_text())["mAP"] == pytest.approx(
+        after["mAP"]
+    )
 
 
 def new_method(name):

@@ -121,6 +121,7 @@ def test_the_learning_rate_rises_for_ten_epochs_and_stays():
     [
         ("market1501", {"eps": 0.7, "update_temp": 0.03, "smoothing": 0.3, "epochs": 70, "seed": 3407}),
         ("dukemtmcreid", {"eps": 0.7, "update_temp": 0.07, "smoothing": 0.1, "epochs": 70, "seed": 1}),
+        ("veri776", {"eps": 0.7, "epochs": 70, "height": 224}),
         ("msmt17", {"eps": 0.8, "update_temp": 0.6, "smoothing": 0.1, "epochs": 80, "seed": 1, "iters": 200}),
     ],
 )
