@@ -200,7 +200,7 @@ _SMALL = {
     "pad": 3,
     "batch_size": 64,
     "num_instances": 4,
-    "bn_group": 0,
+    "bn_group": 16,
     "erase": 0.2,
     "lr": 7e-4,
     "epochs": 15,
