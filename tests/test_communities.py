@@ -1,6 +1,7 @@
 """Infomap and HDBSCAN: planted clusters, scikit-learn on the dense matrix, outliers."""
 
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -37,8 +38,12 @@ def test_the_similarity_graph_links_near_pictures():
         np.testing.assert_allclose(graph[i].toarray()[0, expected], cosine[i, expected], atol=1e-6)
 
 
+needs_infomap = pytest.mark.skipif(find_spec("infomap") is None, reason="infomap is not installed")
+
+
+@needs_infomap
 def test_infomap_finds_planted_people():
-    pytest.importorskip("infomap")
+    pytest.importorskip("faiss")  # in one process their bindings crash
     rows, true = planted()
     labels = infomap(similarity_graph(rows, 15, 0.5), 5)
     assert labels.tolist() == infomap(similarity_graph(rows, 15, 0.5), 5).tolist()
@@ -48,8 +53,8 @@ def test_infomap_finds_planted_people():
     assert first == sorted(first)
 
 
+@needs_infomap
 def test_infomap_leaves_small_communities_out():
-    pytest.importorskip("infomap")
     rows, true = planted(pictures=4, strangers=0)
     assert (infomap(similarity_graph(rows, 15, 0.5), 5) == -1).all()
     assert adjusted_rand_score(true, infomap(similarity_graph(rows, 15, 0.5), 4)) > 0.99

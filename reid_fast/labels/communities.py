@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from importlib.util import find_spec
+from tempfile import TemporaryDirectory
+
 import numpy as np
 from scipy import sparse
 from torch import Tensor
@@ -36,18 +41,19 @@ def infomap(graph: sparse.csr_matrix, min_cluster: int) -> np.ndarray:
     Raises:
         UserError: the package infomap is missing.
     """
-    try:
-        from infomap import Network
-    except ImportError:
-        raise UserError("--cluster infomap needs the extra: pip install 'reid-fast[infomap]'") from None
+    if find_spec("infomap") is None:
+        raise UserError("--cluster infomap needs the extra: pip install 'reid-fast[infomap]'")
     row = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
     if len(row) == 0:
         return np.full(graph.shape[0], -1)
-    network = Network()
-    network.add_links(np.stack([row, graph.indices, graph.data], axis=1))
+    with TemporaryDirectory() as folder:
+        links, found = f"{folder}/links.npy", f"{folder}/modules.npy"
+        np.save(links, np.stack([row, graph.indices, graph.data], axis=1))
+        command = [sys.executable, "-m", "reid_fast.labels.infomap_process", links, found]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        node, module = np.load(found).T
     modules = np.full(graph.shape[0], -1)
-    for node, module in network.run(two_level=True, directed=True, seed=1).modules().items():
-        modules[node] = module
+    modules[node] = module
     return _numbered(modules, min_cluster)
 
 
