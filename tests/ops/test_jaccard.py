@@ -191,15 +191,17 @@ def test_fewer_rows_than_neighbours():
 
 def test_memory_grows_with_the_graph_and_not_with_its_square():
     script = """
-import numpy as np, resource, reid_fast
+import numpy as np, re, reid_fast
 rng = np.random.default_rng(0)
 rows = rng.normal(size=(1000, 64))[rng.integers(1000, size=20000)] + 0.5 * rng.normal(size=(20000, 64))
 labels = reid_fast.dbscan(reid_fast.jaccard_graph(rows.astype(np.float32)))
-print(labels.max() + 1, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+# Not getrusage: its peak is inherited from the process that started this one.
+peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]
+print(labels.max() + 1, int(peak) / 1024)
 """
     run = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=True
     )
     clusters, megabytes = map(float, run.stdout.split())
     assert clusters > 500
-    assert megabytes < 1000
+    assert 100 < megabytes < 1000
