@@ -176,6 +176,9 @@ class Config:
     """mixed precision: bfloat16 where the device has it, else float16 with a loss scaler"""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N"""
+    threads: int = 0
+    """CPU threads that compute the network; 0: one per core. Layers of small networks are too small to share, and any
+    other load on the machine then holds up each of them"""
     deterministic: bool = False
     """bit-equal runs on CUDA too, at some cost in speed"""
     eval_step: int = 10
@@ -206,6 +209,7 @@ _SMALL = {
     "epochs": 15,
     "iters": 100,
     "eval_step": 5,
+    "threads": 1,
 }
 RECIPES: dict[str, dict[str, Any]] = {"small": _SMALL, "gem": {"pooling_type": "gem"}}
 DATASETS: dict[str, dict[str, Any]] = {
@@ -218,7 +222,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     "folder": {},
 }
 
-_MAY_BE_ZERO = {"pad", "bn_group", "seed", "iters", "step_size", "warmup_epochs", "camera_epoch"}
+_MAY_BE_ZERO = {"threads", "pad", "bn_group", "seed", "iters", "step_size", "warmup_epochs", "camera_epoch"}
 _POSITIVE = ("temp", "camera_temp", "hard_temp", "soft_temp", "update_temp", "lr", "saa_lr")
 _SHARES = ("momentum", "camera_momentum", "ema")
 

@@ -100,6 +100,8 @@ def build(config: Config) -> Run:
     """Open the data and put the parts together; with `--resume`, as they were at the last checkpoint."""
     torch.manual_seed(config.seed)
     choose_kernels(config.deterministic)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     device = pick_device(config.device)
     amp = amp_dtype(device, config.amp)
     data = open_set(
