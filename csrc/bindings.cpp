@@ -48,7 +48,7 @@ auto without_gil(Stage stage) {
 template <class T>
 py::array_t<T> to_numpy(Array<T> array, std::vector<py::ssize_t> shape) {
   T* data = array.data.release();
-  py::capsule owner(data, [](void* memory) { delete[] static_cast<T*>(memory); });
+  py::capsule owner(data, [](void* memory) { std::free(memory); });
   return py::array_t<T>(std::move(shape), data, owner);
 }
 

@@ -2,9 +2,13 @@
 // Shapes: N images, D feature width, K neighbours. Source: Zhong et al., CVPR 2017, as the published code has it.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstdint>
+#include <cstdlib>
 #include <functional>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -28,14 +32,36 @@ struct Ranking {
   int k;
 };
 
-// An array whose elements start uninitialised.
+// Uninitialised memory, for `std::free`. Large blocks ask for huge pages: a million rows are read in an order that
+// small pages cannot keep up with.
+inline void* allocate(size_t bytes) {
+  constexpr size_t kHugePage = size_t{2} << 20;
+  void* memory = nullptr;
+  if (bytes < 2 * kHugePage) {
+    memory = std::malloc(bytes > 0 ? bytes : 1);
+  } else {
+    bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    memory = std::aligned_alloc(kHugePage, bytes);
+#ifdef MADV_HUGEPAGE
+    if (memory) madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+  }
+  if (!memory) throw std::bad_alloc();
+  return memory;
+}
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+// An array of plain numbers or structs whose elements start uninitialised.
 template <class T>
 struct Array {
-  std::unique_ptr<T[]> data;
+  std::unique_ptr<T[], Free> data;
   int64_t size = 0;
 
   Array() = default;
-  explicit Array(int64_t size) : data(new T[size]), size(size) {}
+  explicit Array(int64_t size) : data(static_cast<T*>(allocate(size * sizeof(T)))), size(size) {}
   T* begin() { return data.get(); }
   const T* begin() const { return data.get(); }
   T& operator[](int64_t i) { return data[i]; }

@@ -89,25 +89,34 @@ SparseRows lower_triangle(const SparseRows& rows, const SparseRows& columns, flo
 }
 
 // Lower triangle, zero diagonal, and the lower triangle's mirror.
-SparseRows symmetric(const SparseRows& lower, int64_t n) {
+SparseRows symmetric(const SparseRows& lower, int64_t n, const Run& run) {
   const int64_t entries = 2 * lower.start[n] + n;
   SparseRows graph{Array<int64_t>(n + 1), Array<int32_t>(entries), Array<float>(entries)};
   std::fill(graph.start.begin(), graph.start.begin() + n + 1, 0);
   for (int64_t e = 0; e < lower.start[n]; ++e) ++graph.start[lower.index[e] + 1];
   for (int64_t i = 0; i < n; ++i) graph.start[i + 1] += graph.start[i] + 1 + lower.start[i + 1] - lower.start[i];
 
-  std::vector<int64_t> slot(graph.start.begin(), graph.start.begin() + n);
-  auto append = [&](int64_t i, int32_t j, float distance) {
-    graph.index[slot[i]] = j;
-    graph.value[slot[i]++] = distance;
-  };
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t e = lower.start[i]; e < lower.start[i + 1]; ++e) {
-      append(i, lower.index[e], lower.value[e]);
-      append(lower.index[e], static_cast<int32_t>(i), lower.value[e]);
-    }
-    append(i, static_cast<int32_t>(i), 0.0f);
-  }
+  parallel_blocks(n, (n + run.threads - 1) / run.threads, run, [&] {
+    return [&](int64_t begin, int64_t end) {
+      std::vector<int64_t> slot(graph.start.begin() + begin, graph.start.begin() + end);
+      auto append = [&](int64_t i, int64_t j, float distance) {
+        const int64_t to = slot[i - begin]++;
+        graph.index[to] = static_cast<int32_t>(j);
+        graph.value[to] = distance;
+      };
+      for (int64_t i = begin; i < n; ++i) {
+        const int32_t* first = lower.index.begin() + lower.start[i];
+        const int32_t* last = lower.index.begin() + lower.start[i + 1];
+        const float* value = lower.value.begin() + lower.start[i];
+        const bool own = i < end;
+        for (const int32_t* j = own ? first : std::lower_bound(first, last, begin); j < last; ++j) {
+          if (own) append(i, *j, value[j - first]);
+          if (*j >= begin && *j < end) append(*j, i, value[j - first]);
+        }
+        if (own) append(i, i, 0.0f);
+      }
+    };
+  });
   return graph;
 }
 
@@ -115,7 +124,7 @@ SparseRows symmetric(const SparseRows& lower, int64_t n) {
 
 SparseRows threshold_graph(const SparseRows& weights, float max_distance, const Order& order, const Run& run) {
   const SparseRows columns = inverted(weights, order.size, run);
-  return symmetric(lower_triangle(weights, columns, max_distance, order, run), order.size);
+  return symmetric(lower_triangle(weights, columns, max_distance, order, run), order.size, run);
 }
 
 }  // namespace reid_fast
