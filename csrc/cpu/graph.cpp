@@ -8,21 +8,42 @@ namespace {
 
 constexpr int64_t kBlock = 256;
 
+// columns.start[g + 1] += the entries of column g.
+void count_columns(const SparseRows& rows, int64_t entries, SparseRows& columns) {
+  for (int64_t e = 0; e < entries; ++e) {
+    if (e + kAhead < entries) __builtin_prefetch(&columns.start[rows.index[e + kAhead] + 1], 1);
+    ++columns.start[rows.index[e] + 1];
+  }
+}
+
+// Asks for what a scatter into columns [begin, end) writes some entries after this one: the slot, then its place.
+void ask_for_slots(const int32_t* entry, int64_t begin, int64_t end, const std::vector<int64_t>& slot,
+                   const SparseRows& columns) {
+  const int32_t coming = entry[kAhead], soon = entry[kAhead / 2];
+  if (begin <= coming && coming < end) __builtin_prefetch(&slot[coming - begin], 1);
+  if (begin <= soon && soon < end) {
+    __builtin_prefetch(columns.index.begin() + slot[soon - begin], 1);
+    __builtin_prefetch(columns.value.begin() + slot[soon - begin], 1);
+  }
+}
+
 // Column g of W: the rows that hold g, ascending. Each thread fills a range of columns, so the order is fixed.
 SparseRows inverted(const SparseRows& rows, int64_t n, const Run& run) {
   const int64_t entries = rows.start[n];
   SparseRows columns{Array<int64_t>(n + 1), Array<int32_t>(entries), Array<float>(entries)};
   std::fill(columns.start.begin(), columns.start.begin() + n + 1, 0);
-  for (int64_t e = 0; e < entries; ++e) ++columns.start[rows.index[e] + 1];
+  count_columns(rows, entries, columns);
   for (int64_t g = 0; g < n; ++g) columns.start[g + 1] += columns.start[g];
 
   parallel_blocks(n, (n + run.threads - 1) / run.threads, run, [&] {
     return [&](int64_t begin, int64_t end) {
       std::vector<int64_t> slot(columns.start.begin() + begin, columns.start.begin() + end);
+      const int32_t* all = rows.index.begin() + entries;
       for (int64_t i = 0; i < n; ++i) {
         const int32_t* last = rows.index.begin() + rows.start[i + 1];
         const int32_t* entry = std::lower_bound(rows.index.begin() + rows.start[i], last, begin);
         for (; entry < last && *entry < end; ++entry) {
+          if (entry + kAhead < all) ask_for_slots(entry, begin, end, slot, columns);
           const int64_t to = slot[*entry - begin]++;
           columns.index[to] = static_cast<int32_t>(i);
           columns.value[to] = rows.value[entry - rows.index.begin()];
@@ -70,6 +91,8 @@ SparseRows lower_triangle(const SparseRows& rows, const SparseRows& columns, flo
     return [&, sums = RowSums(order.size), near = std::vector<Pair>()](int64_t begin, int64_t end) mutable {
       RowBlocks::Block& block = lower.block_at(begin);
       for (int64_t place = begin; place < end; ++place) {
+        ask_for_row(rows, order, place);
+        ask_for_row(columns, order, place);
         const int64_t i = order[place];
         near.clear();
         sums.below(rows, columns, i, [&](int32_t j, float shared) {
@@ -93,12 +116,13 @@ SparseRows symmetric(const SparseRows& lower, int64_t n, const Run& run) {
   const int64_t entries = 2 * lower.start[n] + n;
   SparseRows graph{Array<int64_t>(n + 1), Array<int32_t>(entries), Array<float>(entries)};
   std::fill(graph.start.begin(), graph.start.begin() + n + 1, 0);
-  for (int64_t e = 0; e < lower.start[n]; ++e) ++graph.start[lower.index[e] + 1];
+  count_columns(lower, lower.start[n], graph);
   for (int64_t i = 0; i < n; ++i) graph.start[i + 1] += graph.start[i] + 1 + lower.start[i + 1] - lower.start[i];
 
   parallel_blocks(n, (n + run.threads - 1) / run.threads, run, [&] {
     return [&](int64_t begin, int64_t end) {
       std::vector<int64_t> slot(graph.start.begin() + begin, graph.start.begin() + end);
+      const int32_t* all = lower.index.begin() + lower.start[n];
       auto append = [&](int64_t i, int64_t j, float distance) {
         const int64_t to = slot[i - begin]++;
         graph.index[to] = static_cast<int32_t>(j);
@@ -110,6 +134,7 @@ SparseRows symmetric(const SparseRows& lower, int64_t n, const Run& run) {
         const float* value = lower.value.begin() + lower.start[i];
         const bool own = i < end;
         for (const int32_t* j = own ? first : std::lower_bound(first, last, begin); j < last; ++j) {
+          if (j + kAhead < all) ask_for_slots(j, begin, end, slot, graph);
           if (own) append(i, *j, value[j - first]);
           if (*j >= begin && *j < end) append(*j, i, value[j - first]);
         }

@@ -23,6 +23,7 @@ struct OwnedSets {
 REID_VECTOR_VARIANTS void reciprocal_rows(const Ranking& ranking, const Order& order, int64_t begin, int64_t end,
                                           OwnedSets& sets) {
   for (int64_t place = begin; place < end; ++place) {
+    ask_ahead(order, place, kAhead, [&](int64_t i) { prefetch(ranking.index + i * ranking.k, ranking.k); });
     const int64_t i = order[place];
     sets.size[i] = reciprocal_set(ranking.index, ranking.k, sets.stride, i, sets.member.begin() + i * sets.stride);
   }
@@ -107,6 +108,7 @@ Order locality_order(const Ranking& ranking) {
   int64_t count = 0;
   auto place = [&](int32_t row) {
     placed[row] = 1;
+    prefetch(ranking.index + int64_t{row} * ranking.k, ranking.k);  // the row placed last is the next to be followed
     order[count++] = row;
     pending.push_back(row);
   };
@@ -148,6 +150,14 @@ SparseRows expansion_weights(const Features& features, const Ranking& ranking, c
                int64_t begin, int64_t end) mutable {
       RowBlocks::Block& block = rows.block_at(begin);
       for (int64_t place = begin; place < end; ++place) {
+        ask_ahead(order, place, kAhead, [&](int64_t i) {
+          prefetch(full.row(i), full.stride);
+          prefetch(half.row(i), half.stride);
+          prefetch(full.size + i, 1);
+          prefetch(half.size + i, 1);
+          prefetch(ranking.index + i * ranking.k, ranking.k);
+          prefetch(ranking.similarity + i * ranking.k, ranking.k);
+        });
         const int64_t i = order[place];
         const int size = expand(full, half, i, marks, members.data());
         append_weights(features, ranking, i, members.data(), size, block);
@@ -165,6 +175,8 @@ SparseRows query_expansion(const SparseRows& weights, const Ranking& ranking, in
     return [&, cursor = std::vector<int64_t>(k2)](int64_t begin, int64_t end) mutable {
       RowBlocks::Block& block = rows.block_at(begin);
       for (int64_t place = begin; place < end; ++place) {
+        ask_for_row(weights, order, place);
+        ask_ahead(order, place, kAhead, [&](int64_t i) { prefetch(ranking.index + i * ranking.k, k2); });
         const int64_t i = order[place];
         const int32_t* nearest = ranking.index + i * ranking.k;
         int64_t bound = 0;
