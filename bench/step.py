@@ -87,10 +87,9 @@ def _whole_step(arch: str, size: tuple[int, int], B: int, C: int, device: torch.
 
 
 def _fused(x: Tensor, memory: Tensor, labels: Tensor) -> Tensor:
-    """What the engine runs: `methods.base.Method.loss`, backward, `after_step`."""
-    loss = ops.cluster_nce(x, memory, labels, TEMPERATURE)
+    """What the engine runs: `methods.base.Method.contrast` and its backward."""
+    loss = ops.cluster_step(x, memory, labels, TEMPERATURE, MOMENTUM)
     loss.backward()
-    ops.memory_update(memory, F.normalize(x.detach()), labels, MOMENTUM)
     return loss
 
 

@@ -80,7 +80,6 @@ class Method(VaryingBuffers):
         self.encoder = self.new_encoder()
         self.memory: Tensor
         self.register_buffer("memory", torch.empty(0, self.encoder.width))
-        self._features: Tensor | None = None
 
     @property
     def _shown(self) -> str:
@@ -202,20 +201,29 @@ class Method(VaryingBuffers):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses; the loop minimises their sum."""
-        x = self.encoder(batch.views[0])
-        self._features = x.detach()
-        return self.contrast(x, batch)
+        return self.contrast(self.encoder(batch.views[0]), batch)
 
-    def contrast(self, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """The contrast of features x [B, D] with the prototypes."""
-        return {"contrast": self.domains * ops.cluster_nce(x, self.memory, batch.labels, self.config.temp)}
+    def contrast(self, x: Tensor, batch: Batch, targets: Tensor | None = None) -> dict[str, Tensor]:
+        """The contrast of features x [B, D] with the prototypes, which x then updates: one op.
 
-    def after_step(self, batch: Batch) -> None:
-        """Update the memory from the features of the step's forward pass."""
-        config, mode, temperature = self.config, self.config.update, self.config.update_temp
+        `targets` [B, C] are soft ones, in place of the labels.
+        """
+        config = self.config
+        loss = ops.cluster_step(
+            x, self.memory, batch.labels, config.temp, config.momentum,
+            targets=targets, **self.update_rule(x.detach(), batch),
+        )  # fmt: skip
+        return {"contrast": self.domains * loss}
+
+    def update_rule(self, x: Tensor, batch: Batch) -> dict[str, Any]:
+        """How features x [B, D] update the prototypes: `ops.cluster_step`'s mode and what that mode needs."""
+        mode, temperature = self.config.update, self.config.update_temp
         if mode == "mean":
             mode, temperature = "weighted", math.inf
-        ops.memory_update(self.memory, self._features, batch.labels, config.momentum, mode, temperature)
+        return {"mode": mode, "update_temperature": temperature}
+
+    def after_step(self, batch: Batch) -> None:
+        """What follows the optimiser's step; here, nothing."""
 
     def lr(self, epoch: int) -> float:
         """The learning rate of an epoch: a rise over `warmup_epochs`, divisions by 10 every `step_size`."""

@@ -71,6 +71,7 @@ class AsymmetricContrast(Method):
         self.predictor = Predictor(self.encoder.width, config.bn_group)
         self.colour = InstanceMemory(self.encoder.width)
         self.grey = InstanceMemory(self.encoder.width)
+        self._features: Tensor | None = None  # of the last `loss`, as are the grey ones
         self._grey_features: Tensor | None = None
 
     @property

@@ -42,6 +42,7 @@ class CameraAwareProxies(Method):
     def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
         super().__init__(config, train, source)
         self.proxies = CameraProxies(self.encoder.width)
+        self._features: Tensor | None = None  # of the last `loss`
 
     @property
     def views(self) -> tuple[View, ...]:

@@ -28,6 +28,7 @@ class CameraAwareClusterContrast(Method):
     def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
         super().__init__(config, train, source)
         self.proxies = CameraProxies(self.encoder.width)
+        self._features: Tensor | None = None  # of the last `loss`
 
     def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:
         super().fill_memory(features, labels)
@@ -46,5 +47,4 @@ class CameraAwareClusterContrast(Method):
         return losses
 
     def after_step(self, batch: Batch) -> None:
-        super().after_step(batch)
         self.proxies.update(self._features, batch.labels, batch.cams, self.config.camera_momentum)

@@ -77,17 +77,15 @@ class DynamicClusterContrast(Method):
         """
         config = self.config
         x = self.encoder(batch.views[0])
-        self._features = x.detach()
         with torch.no_grad():
             taught = self.teacher(batch.views[1])
         with torch.autocast(x.device.type, enabled=False):
             soft = (taught @ self.memory.T / config.temp).softmax(1)
         share = config.soft_weight * config.smoothing
         targets = (1 - share) * F.one_hot(batch.labels, len(self.memory)) + share * soft
-        return {"contrast": ops.cluster_nce(x, self.memory, batch.labels, config.temp, targets=targets)}
+        return self.contrast(x, batch, targets)
 
     def after_step(self, batch: Batch) -> None:
-        super().after_step(batch)
         momentum = self.teacher_momentum(batch.step)
         ops.ema_update(self.teacher.parameters(), self.encoder.parameters(), momentum)
 

@@ -81,11 +81,9 @@ class RobustContrast(Method):
         optimizer.zero_grad()
         self.attention.requires_grad_(False)
 
-    def after_step(self, batch: Batch) -> None:
-        config, x, labels = self.config, self._features, batch.labels
-        mode = {"seq": "serial", "hard_cos": "hard", "hps": "pick"}[config.rcl_update]
-        scores = self.dispersion(x, labels) if mode == "pick" else None
-        ops.memory_update(self.memory, x, labels, config.momentum, mode, scores=scores)
+    def update_rule(self, x: Tensor, batch: Batch) -> dict[str, Any]:
+        mode = {"seq": "serial", "hard_cos": "hard", "hps": "pick"}[self.config.rcl_update]
+        return {"mode": mode, "scores": self.dispersion(x, batch.labels) if mode == "pick" else None}
 
     @torch.no_grad()
     def dispersion(self, x: Tensor, labels: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class SelfPacedContrast(Method):
         super().__init__(config, train, source)
         self.radii = radii(config.eps, config.eps_gap)
         self.instances = InstanceMemory(self.encoder.width)
+        self._features: Tensor | None = None  # of the last `loss`
         # Of the independence criterion: set in the first epoch, kept for the whole run.
         self.threshold: Tensor
         self.register_buffer("threshold", torch.tensor(torch.nan, dtype=torch.float64))

@@ -223,15 +223,14 @@ def test_settings_out_of_range(more, text, people, tmp_path, capsys):
 MINE = '''
 """Cluster Contrast with a plain batch mean as prototype update."""
 
-from reid_fast import ops
 from reid_fast.methods.base import Method
 
 
 class Mine(Method):
     defaults = {"momentum": 0.7}
 
-    def after_step(self, batch):
-        ops.memory_update(self.memory, self._features, batch.labels, self.config.momentum, "weighted", 1e6)
+    def update_rule(self, x, batch):
+        return {"mode": "weighted", "update_temperature": float("inf")}
 '''
 
 
