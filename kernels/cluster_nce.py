@@ -2,8 +2,10 @@
 
 1. Scores: one program a tile [BM, BN]. It keeps the tile's row maxima and sums, and e^{s - maximum} in DOT for
    launch 2, in a workspace of at most 32 MiB, which stays in L2; more columns go through it in turns of launches 1
-   and 2. So each score is computed once and no B×C array exists. The accumulators [B, D] are too large for registers:
-   forming the gradient in launch 1 would move them through L2 once a tile, about twice what these launches move.
+   and 2. So each score is computed once and no B×C array exists. Without the workspace each would be computed
+   twice: three products of B×C×D instead of two, and products are the limit at large B and C. The accumulators [B, D]
+   are too large for registers: forming the gradient in launch 1 would move them through L2 once a tile, about twice
+   what these launches move.
 2. Gradient: a product of that workspace and the memory, summed over columns in registers. The target column is left
    out and added at the end as 1 - p from the sums: a confident row keeps a correct gradient in bfloat16. By then the
    program has all sums of its rows, and their losses.

@@ -36,7 +36,10 @@ def cluster_attention(
 
 
 def received_attention(q: Tensor, k: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
-    """The weights w of `cluster_attention` alone: 1 - n·w is a member's dispersion, high for the hardest."""
+    """The weights w of `cluster_attention` alone, [N] float32: 1 - n·w is a member's dispersion, high for the hardest.
+
+    Here clusters may be empty, so that `offsets` can have a fixed length where the number of clusters lies on the GPU.
+    """
     sizes = offsets.diff()
     share = torch.repeat_interleave(sizes, sizes, output_size=q.shape[1]) * len(q)
     received, _ = _op(q, k, scale, offsets)

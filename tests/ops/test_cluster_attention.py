@@ -53,6 +53,18 @@ def test_matches_dense_attention(case):
     torch.testing.assert_close(received_attention_ref(q, k, offsets, scale), literal(*inputs)[0])
 
 
+def test_received_attention_passes_over_empty_clusters(device):
+    q, k, _, offsets, scale = problem([3, 1, 5], 2, 7)
+    expected = received_attention_ref(q, k, offsets, scale)
+    gaps = torch.tensor([0, 0, 3, 3, 4, 9, 9, 9])
+    torch.testing.assert_close(received_attention(q, k, gaps, scale), expected)
+    bounds = [t.to(device) for t in _bounds(gaps, 9)]
+    received, _ = kernel.forward(*(t.to(device) for t in (q, k, scale)), *bounds)
+    sizes = torch.tensor([3] * 3 + [1] + [5] * 5)
+    alone = sizes == 1
+    torch.testing.assert_close((received.sum(0).cpu() / (2 * sizes))[~alone], expected[~alone])
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernels(case, device):
     q, k, _, offsets, scale = problem(*case)
