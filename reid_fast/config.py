@@ -150,6 +150,9 @@ class Config:
     soft_temp: float = 0.4
     """ice: temperature of the soft instance loss"""
 
+    refill: bool = False
+    """spcl, cacl: fill the memory from the encoder in every epoch, not in the first alone: an encoder from scratch
+    outruns the rows"""
     focal: float = 4.0
     """cacl: exponent of the focal weight (4 in the published code, 2 in the paper)"""
     refine_ratio: float = 1.0

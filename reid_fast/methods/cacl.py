@@ -84,8 +84,11 @@ class AsymmetricContrast(Method):
         return BELOW_ONE
 
     def features(self, extract: Extract) -> Tensor:
-        """The colour network's memory; the first epoch fills both memories, both from colour pictures."""
-        if not len(self.colour.rows):
+        """The colour network's memory; the first epoch fills both memories, both from colour pictures.
+
+        With `--refill` every epoch does.
+        """
+        if self.config.refill or not len(self.colour.rows):
             self.colour.fill(extract(self.encoder))
             self.grey.fill(extract(self.grey_encoder))
         return self.colour.rows

@@ -51,8 +51,11 @@ class SelfPacedContrast(Method):
         return max(self.radii)
 
     def features(self, extract: Extract) -> Tensor:
-        """The training pictures' rows of the memory, which the first epoch fills from the initial encoder."""
-        if not len(self.instances.rows):
+        """The training pictures' rows of the memory, which the first epoch fills from the initial encoder.
+
+        With `--refill` every epoch fills them, from the encoder of that time.
+        """
+        if self.config.refill or not len(self.instances.rows):
             self.instances.fill(torch.cat([self.source_centroids(extract), extract(self.model)]))
         return self.instances.rows[self.source_classes :]
 

@@ -86,6 +86,13 @@ def test_both_memories_begin_with_colour_pictures_and_are_kept():
     assert method.encoder is not method.grey_encoder
 
 
+def test_refill_takes_both_memories_from_their_encoders_again():
+    method = started(refill=True)
+    later = {method.encoder: unit_phi(10, 0.6), method.grey_encoder: unit_phi(10, 0.9)}
+    assert torch.equal(method.features(later.__getitem__), later[method.encoder])
+    assert torch.equal(method.grey.rows, later[method.grey_encoder])
+
+
 @pytest.mark.parametrize(("norm", "moved"), [("reference", [24, 25, 26, 28, 29]), ("mean", None)])
 def test_refinement_through_the_labels(norm, moved):
     i, j = np.arange(60)[:, None], np.arange(16)

@@ -98,6 +98,14 @@ def test_features_are_extracted_once():
     assert torch.equal(other.instances.means, method.instances.means)
 
 
+def test_refill_extracts_in_every_epoch():
+    method = new_method("spcl", cams=[0] * 10, refill=True)
+    for shift in (0.5, 0.7):
+        rows = unit_phi(10, shift)
+        assert torch.equal(method.features(lambda _, rows=rows: rows), rows)
+        assert torch.equal(method.instances.rows, rows)
+
+
 def test_outliers_train_alone():
     labels = np.array([0, 0, 0, 0, 1, 2, 3, 4])
     method = started(labels, unit_phi(8, 0.3), batch_size=8, num_instances=4, iters=5)
