@@ -59,7 +59,7 @@ def by_channel(channel, red, green, blue):
 @triton.jit
 def augment_kernel(
     images, index, flips, crops, erases, blurs, out, H, W,
-    scale0, scale1, scale2, shift0, shift1, shift2, fill0, fill1, fill2,
+    centre0, centre1, centre2, scale0, scale1, scale2, fill0, fill1, fill2,
     GREY: tl.constexpr, HAS_BLUR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(1)
@@ -74,7 +74,8 @@ def augment_kernel(
         value = blurred(picture, y, x, channel, top, left, flip, sigma, H, W, inside, GREY)
     else:
         value = pixel(picture, y, x, channel, top, left, flip, H, W, inside, GREY)
-    value = value * by_channel(channel, scale0, scale1, scale2) + by_channel(channel, shift0, shift1, shift2)
+    value -= by_channel(channel, centre0, centre1, centre2)
+    value *= by_channel(channel, scale0, scale1, scale2)
     e_top, e_left = tl.load(erases + 4 * image), tl.load(erases + 4 * image + 1)
     e_height, e_width = tl.load(erases + 4 * image + 2), tl.load(erases + 4 * image + 3)
     erased = (y >= e_top) & (y < e_top + e_height) & (x >= e_left) & (x < e_left + e_width)
@@ -84,14 +85,14 @@ def augment_kernel(
 
 def augment(
     images: torch.Tensor, index: torch.Tensor, flip: torch.Tensor, crop: torch.Tensor, erase: torch.Tensor,
-    blur: torch.Tensor | None, grey: bool, scale: list[float], shift: list[float], fill: list[float],
+    blur: torch.Tensor | None, grey: bool, centre: list[float], scale: list[float], fill: list[float],
     dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
     """[B, 3, H, W] channels_last. One launch."""
     (_, H, W, _), B, BLOCK = images.shape, len(index), 1024
     out = torch.empty((B, H, W, 3), dtype=dtype, device=images.device)
     augment_kernel[(triton.cdiv(3 * H * W, BLOCK), B)](
-        images, index, flip, crop, erase, blur, out, H, W, *scale, *shift, *fill,
+        images, index, flip, crop, erase, blur, out, H, W, *centre, *scale, *fill,
         GREY=grey, HAS_BLUR=blur is not None, BLOCK=BLOCK,
     )  # fmt: skip
     return out.permute(0, 3, 1, 2)

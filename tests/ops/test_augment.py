@@ -72,10 +72,10 @@ def test_matches_the_literal_picture(case, device):
     expected = literal(*inputs, blur, grey).float()
     with torch.autocast("cpu", torch.bfloat16):  # which must not reach into it
         actual = augment(*inputs, mean=MEAN, std=STD, fill=FILL, blur=blur, grey=grey)
-    scale, shift = [1 / (255 * s) for s in STD], [-m / s for m, s in zip(MEAN, STD, strict=True)]
+    centre, scale = [255 * m for m in MEAN], [1 / (255 * s) for s in STD]
     on = [t.to(device) for t in inputs]
     blur = blur if blur is None else blur.to(device)
-    fused = kernel.augment(*on, blur, grey, scale, shift, FILL, torch.float32)
+    fused = kernel.augment(*on, blur, grey, centre, scale, FILL, torch.float32)
     for out in (actual, fused.cpu()):
         assert out.is_contiguous(memory_format=torch.channels_last)
         # One unit of 8 bits where a sum falls on the rounding boundary; exact elsewhere.
@@ -97,7 +97,27 @@ def test_matches_the_stream(tmp_path):
     stream = dali.ImageStream(paths, (32, 16), views=[view], batch_size=6, threads=1)
     ((streamed,),) = stream([(index.numpy(), [drawn])])
     stored = augment(images, index, flip, crop, erase, mean=dali.MEAN, std=dali.STD, fill=dali.ERASE_FILL)
-    torch.testing.assert_close(stored, streamed, atol=1e-5, rtol=1e-5)
+    assert torch.equal(stored, streamed)
+
+
+def test_a_blurred_picture_does_not_depend_on_the_others():
+    """Also where they are more than are blurred at once."""
+    *inputs, blur, _ = problem(7, 61, 37, 50, View(pad=2, blur=0.7))
+    numbers = {"mean": MEAN, "std": STD, "fill": FILL}
+    together = augment(*inputs, **numbers, blur=blur)
+    assert (blur > 0).sum() * inputs[0][0].numel() > 160_000
+    images, *parameters = inputs
+    for i in range(50):
+        alone = augment(images, *(t[i : i + 1] for t in parameters), **numbers, blur=blur[i : i + 1])
+        off = (together[i] - alone[0]).abs()
+        assert off.max() < 1.01 / 255 / min(STD)
+        assert (off > 0).float().mean() < 2e-3
+
+
+def test_a_blur_that_is_wider_than_the_picture():
+    *inputs, blur, _ = problem(1, 6, 40, 2, View(pad=0, blur=1.0, blur_sigma=(1.9, 2.0)))
+    with pytest.raises(ValueError, match="radius 6 cannot be reflected at the borders of 6×40"):
+        augment(*inputs, mean=MEAN, std=STD, fill=FILL, blur=blur)
 
 
 def test_low_precision_opcheck_and_wrong_use():
