@@ -56,6 +56,8 @@ class Config:
     """probability of random erasing"""
     workers: Annotated[int, arg(aliases=["-j"])] = 2
     """CPU threads that decode pictures"""
+    cache: float = 6.0
+    """GiB that decoded training pictures may take, held on the device; 0: they are decoded at every use"""
 
     arch: Annotated[str, arg(aliases=["-a"])] = "resnet50"
     """resnet18_half, resnet18, resnet34, resnet50, resnet101 or resnet_ibn50a"""
@@ -296,6 +298,8 @@ def _check(config: Config) -> None:
             raise UserError(f"{flag_of(name)} must be at least {least}, not {value}")
     if config.weight_decay < 0:
         raise UserError(f"--weight-decay must not be negative, not {config.weight_decay}")
+    if not config.cache >= 0:
+        raise UserError(f"--cache must not be negative, not {config.cache}")
     if config.batch_size % config.num_instances:
         raise UserError(
             f"--batch-size {config.batch_size} is not a multiple of --num-instances {config.num_instances}"

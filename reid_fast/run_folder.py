@@ -15,7 +15,7 @@ from reid_fast.errors import UserError
 
 # A continued run may change these: they decide where and how long it runs, not what it computes.
 _FREE = {
-    "data_dir", "source_dir", "logs_dir", "recipe", "resume", "show_config", "workers", "threads", "device",
+    "data_dir", "source_dir", "logs_dir", "recipe", "resume", "show_config", "workers", "cache", "threads", "device",
     "deterministic", "epochs", "eval_step", "save_steps", "tensorboard", "skip_bad_images",
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ import math
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from reid_fast.data.batch import Batch
 from reid_fast.data.dali import ImageStream
 from reid_fast.data.open import open_set
 from reid_fast.data.records import ImageSet, ReidSet
+from reid_fast.data.store import ImageStore, decoded
 from reid_fast.device import amp_dtype, choose_kernels, pick_device
 from reid_fast.errors import UserError, exit_on_user_error
 from reid_fast.evaluate import describe, score_encoder
@@ -33,6 +35,7 @@ from reid_fast.models.norm import target_state
 
 FORMAT = 1
 CHECK_STEPS = {"cpu": 1, "cuda": 20}  # steps between looks at the loss: on CUDA a look waits for the GPU
+Pictures = ImageStream | ImageStore
 
 
 @dataclass
@@ -60,9 +63,9 @@ class Run:
     method: Method
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    plain: ImageStream  # resized pictures, to extract features from
-    training: ImageStream  # augmented views, the source's pictures behind the training pictures
-    source: ImageStream | None  # resized pictures of the source
+    plain: Pictures  # resized pictures, to extract features from
+    training: Pictures  # augmented views, the source's pictures behind the training pictures
+    source: Pictures | None  # resized pictures of the source
     at: Position
 
 
@@ -129,17 +132,8 @@ def build(config: Config) -> Run:
     run_folder.describe(path, config)
     log = Log(path, last_epoch=last_epoch, tensorboard=config.tensorboard)
     log.say(f"{config.method} on {config.dataset}, {config.arch}, {device}, {amp or 'float32'} -> {path}")
-    stream = {"size": config.size, "device": device, "threads": config.workers}
-    return Run(
-        config, path, log, device, amp, data, method, optimizer, scaler,
-        plain=ImageStream(data.train.paths, batch_size=256, **stream),
-        training=ImageStream(
-            data.train.paths + (source.paths if source else ()),
-            views=method.views, batch_size=config.batch_size * method.domains, **stream,
-        ),
-        source=ImageStream(source.paths, batch_size=256, **stream) if source else None,
-        at=at,
-    )  # fmt: skip
+    pictures = open_pictures(config, method, data.train.paths, source.paths if source else (), device, log)
+    return Run(config, path, log, device, amp, data, method, optimizer, scaler, *pictures, at)
 
 
 def open_source(config: Config, train: ImageSet) -> ImageSet:
@@ -158,6 +152,25 @@ def open_source(config: Config, train: ImageSet) -> ImageSet:
         1
     ]  # pictures left out may have taken an identity with them
     return ImageSet(source.paths, pids, source.cams)
+
+
+def open_pictures(
+    config: Config,
+    method: Method,
+    train: tuple[Path, ...],
+    source: tuple[Path, ...],
+    device: torch.device,
+    log: Log,
+) -> tuple[Pictures, Pictures, Pictures | None]:
+    """`plain`, `training`, `source` of a `Run`: over one array of decoded pictures, or streams if it does not fit."""
+    both, first, options = train + source, len(train), {"device": device, "threads": config.workers}
+    pixels = decoded(both, config.size, config.cache, log=log, **options)
+    if pixels is not None:
+        plain, training = ImageStore(train, pixels[:first]), ImageStore(both, pixels)
+        return plain, training, ImageStore(source, pixels[first:]) if source else None
+    stream = partial(ImageStream, size=config.size, **options)
+    training = stream(both, views=method.views, batch_size=config.batch_size * method.domains)
+    return stream(train), training, stream(source) if source else None
 
 
 def label_pictures(run: Run) -> np.ndarray:

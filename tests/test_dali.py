@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from pictures import break_files, save_photos, smooth_pictures
 from PIL import Image
 from scipy import ndimage
 
@@ -20,15 +21,6 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("pictures")
 
 
-def smooth_pictures(count, height, width, seed=0):
-    """Pictures with some structure, as photographs have."""
-    rng = np.random.default_rng(seed)
-    for _ in range(count):
-        coarse = rng.uniform(0, 256, (5, 4, 3))
-        fine = ndimage.zoom(coarse, (height / 5, width / 4, 1), order=1)
-        yield (fine + rng.normal(0, 6, fine.shape)).clip(0, 255).astype(np.uint8)
-
-
 @pytest.fixture(scope="module")
 def exact(folder):
     """Eleven lossless files of the very size that is asked for: nothing is resized."""
@@ -40,13 +32,7 @@ def exact(folder):
 
 @pytest.fixture(scope="module")
 def jpegs(folder):
-    """JPEGs of several sizes, larger and smaller than what is asked for."""
-    paths = []
-    for i, (height, width) in enumerate([(128, 64), (48, 24), (97, 31), (200, 90), (30, 20), (61, 61)]):
-        (pixels,) = smooth_pictures(1, height, width, seed=i)
-        paths.append(folder / f"photo{i}.jpg")
-        Image.fromarray(pixels).save(paths[-1], quality=92)
-    return paths
+    return save_photos(folder)
 
 
 def resized(path, size=SIZE):
@@ -223,21 +209,6 @@ def test_kinds_of_files_decode_as_pillow_decodes_them(tmp_path, name, mode, opti
     Image.fromarray(pixels).convert(mode).save(path, **options)
     (images,), _ = streamed([path])
     assert np.abs(levels(images)[0] - resized(path)).max() <= 2.01
-
-
-def break_files(folder, good):
-    """Broken copies of `good`, by what is wrong with them."""
-    content = good.read_bytes()
-    broken = {
-        "empty.jpg": b"",
-        "garbage.jpg": bytes(range(256)) * 9,
-        "head.jpg": content[:60],
-        "half.jpg": content[: len(content) // 2],
-        "text.jpg": b"<html>not found</html>",
-    }
-    for name, data in broken.items():
-        (folder / name).write_bytes(data)
-    return [folder / name for name in broken]
 
 
 @pytest.mark.parametrize("place", [0, 5, 10])

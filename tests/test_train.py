@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from reid_fast.data import dali
 from reid_fast.data.synthetic import synthetic_folder
 from reid_fast.evaluate import main as evaluate
 from reid_fast.train import main as train
@@ -98,20 +100,54 @@ def test_a_run_is_repeatable(people: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("cache", ["0", "1"])
+def test_each_picture_is_decoded_once_where_the_cache_holds_it(
+    people: Path, tmp_path: Path, monkeypatch, capsys, cache: str
+) -> None:
+    decoded: Counter[Path] = Counter()
+    read = dali._read
+    monkeypatch.setattr(dali, "_read", lambda path: decoded.update([path]) or read(path))
+    train([*TINY, "--data-dir", str(people), "--logs-dir", str(tmp_path / "run"), "--cache", cache])
+    counts = {decoded[path] for path in (people / "bounding_box_train").iterdir()}
+    line = "pictures are decoded at every use"
+    if cache == "0":
+        assert min(counts) >= 2  # the features of both epochs
+        assert line in capsys.readouterr().out
+    else:
+        assert counts == {1}
+        assert line not in capsys.readouterr().out
+
+
+def test_decoded_once_or_at_every_use_a_run_ends_with_the_same_bits(people: Path, tmp_path: Path) -> None:
+    for cache in ("0", "6"):
+        train([*TINY, "--data-dir", str(people), "--logs-dir", str(tmp_path / cache), "--cache", cache])
+    streamed, held = (
+        [json.loads(line) for line in (tmp_path / cache / "metrics.jsonl").open()] for cache in ("0", "6")
+    )
+    measured = {"seconds", "images_per_second", "peak_memory_mb"}
+    for one, other in zip(streamed, held, strict=True):
+        assert {k: v for k, v in one.items() if k not in measured} == {
+            k: v for k, v in other.items() if k not in measured
+        }
+    assert (tmp_path / "0/model.safetensors").read_bytes() == (tmp_path / "6/model.safetensors").read_bytes()
+
+
 def test_killed_at_a_random_step_and_resumed_a_run_ends_with_the_same_bits(
     people: Path, tmp_path: Path
 ) -> None:
     flags = [*TINY, "--data-dir", str(people), "--iters", "40", "--save-steps", "3", "--update", "hard"]
     command = [sys.executable, "-m", "reid_fast.train", *flags, "--resume", "--logs-dir"]
 
-    def start(folder: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*command, str(tmp_path / folder)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    def start(folder: str, *more: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*command, str(tmp_path / folder), *more], cwd=ROOT, stdout=subprocess.DEVNULL
+        )
 
     assert start("whole").wait() == 0
     chance = random.Random()  # another step each time: whichever fails is a bug
     kills = 0
     for _ in range(2):
-        process = start("killed")
+        process = start("killed", "--cache", "0")  # the pictures are the same, whatever makes them
         checkpoint = tmp_path / "killed/last.pt"
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         while process.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before):
@@ -322,6 +358,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(capsys, people: Path, tmp_path: P
         (["--k2", "40"], "--k2 40"),
         (["--momentum", "1"], "--momentum"),
         (["--lr", "-1"], "--lr"),
+        (["--cache", "-0.5"], "--cache must not be negative, not -0.5"),
+        (["--cache", "nan"], "--cache must not be negative, not nan"),
         (["--arch", "vgg"], "--arch vgg"),
         (["--device", "tpu"], "--device tpu"),
         (["--weights", "nowhere.pth"], "nowhere.pth"),

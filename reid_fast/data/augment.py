@@ -38,6 +38,12 @@ class Augmentation:
     blur: np.ndarray  # [n] float32: sigma in pixels, 0 = none
     erase: np.ndarray  # [n, 4] int32: top, left, height, width; height 0 = none
 
+    @classmethod
+    def none(cls, n: int) -> Augmentation:
+        """What leaves n pictures as they are."""
+        pairs, rectangles = np.zeros((n, 2), np.int32), np.zeros((n, 4), np.int32)
+        return cls(False, np.zeros(n, bool), pairs, np.zeros(n, np.float32), rectangles)
+
 
 def draw(
     view: View, size: tuple[int, int], positions: np.ndarray, *, seed: int, epoch: int, number: int = 0

@@ -37,6 +37,7 @@ class ImageStream:
         batch_size: int = 256,
         device: torch.device | str = "cpu",
         threads: int = 2,
+        normalised: bool = True,
     ) -> None:
         """
         Args:
@@ -46,6 +47,7 @@ class ImageStream:
             batch_size: the largest number of pictures at once.
             device: where the tensors are wanted; on CUDA, decoding and augmentation run there too.
             threads: CPU threads for decoding.
+            normalised: False, where there are no views, leaves the pictures uint8, 0..255.
         """
         self.paths, self.size = paths, size
         self._device = torch.device(device)
@@ -57,6 +59,7 @@ class ImageStream:
             self._next_inputs,
             size,
             self._views,
+            normalised=normalised,
             batch_size=batch_size,
             num_threads=threads,
             device_id=None if self._device.type == "cpu" else (self._device.index or 0),
@@ -70,7 +73,8 @@ class ImageStream:
         """Stream batches of (indices [n], one `Augmentation` of n pictures per view).
 
         Yields:
-            One [n, 3, H, W] float32 tensor per view (one in all if there are no views), normalised, channels_last.
+            One [n, 3, H, W] float32 tensor per view (one in all if there are no views), normalised, channels_last;
+            uint8 from a stream that is not `normalised`.
 
         Raises:
             UserError: a file cannot be read or decoded; it is named.
@@ -167,9 +171,14 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _build(
-    source: Callable[[], list], size: tuple[int, int], views: Sequence[View], **options: object
+    source: Callable[[], list],
+    size: tuple[int, int],
+    views: Sequence[View],
+    *,
+    normalised: bool = True,
+    **options: object,
 ) -> object:
-    """A pipeline whose outputs are [H, W, 3] normalised float32 pictures, one per view."""
+    """A pipeline whose outputs are [H, W, 3] normalised float32 pictures, one per view, or the uint8 pictures."""
     try:
         from nvidia.dali import fn, pipeline_def, types
     except ImportError as error:
@@ -208,7 +217,7 @@ def _build(
         image = fn.decoders.image(encoded, device="mixed" if gpu else "cpu", output_type=types.RGB)
         image = fn.resize(image, size=(height, width), interp_type=types.INTERP_CUBIC, antialias=True)
         if not views:
-            return normalise(image)
+            return normalise(image) if normalised else image
         given = dict(zip(names, values, strict=True))
         return tuple(
             augmented(image, view, {name: given[i, name] for name in _parameters(view)})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reid_fast.data.dali import ImageStream
+from reid_fast.data.store import ImageStore
 from reid_fast.errors import UserError
 from reid_fast.models.encoder import Encoder
 
@@ -16,7 +17,7 @@ from reid_fast.models.encoder import Encoder
 @torch.no_grad()
 def extract(
     encoder: Encoder,
-    stream: ImageStream,
+    stream: ImageStream | ImageStore,
     *,
     batch_size: int = 256,
     amp: torch.dtype | None = None,
@@ -27,7 +28,7 @@ def extract(
     Args:
         encoder: its training mode is restored afterwards.
         stream: N pictures.
-        batch_size: pictures at once; at most the stream's own.
+        batch_size: pictures at once; of an `ImageStream`, at most its own.
         amp: the autocast type; None computes in float32.
         progress: called with (pictures done, pictures in all).
 

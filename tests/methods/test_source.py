@@ -171,7 +171,7 @@ def tiny_arch(monkeypatch):
 @pytest.mark.parametrize("name", ["cc", "spcl"])
 def test_it_trains_and_resumes_and_its_export_scores_alike(name, folders, tmp_path, monkeypatch, tiny_arch):
     more = ["--method", name, "--save-steps", "2", "--eval-step", "2"]
-    train(flags(folders, tmp_path / "whole", *more))
+    train(flags(folders, tmp_path / "whole", *more, "--cache", "0"))
     cls = method_class(name)
     after_step = cls.after_step
 
