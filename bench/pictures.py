@@ -1,4 +1,4 @@
-"""Pictures from JPEG files to augmented tensors: DALI beside Pillow and NumPy, as the published code works."""
+"""Augmented pictures: the stream and the store beside Pillow and NumPy on JPEG files, as the published code works."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from PIL import Image
 from report import Row, timed
+from torch import Tensor
 
 from reid_fast.data.augment import Augmentation, View, draw
 from reid_fast.data.dali import ERASE_FILL, MEAN, STD, ImageStream
+from reid_fast.data.store import ImageStore, decoded
 from reid_fast.data.synthetic import synthetic_folder
+from reid_fast.log import Log
 
 BATCH = 64
 
@@ -22,13 +25,16 @@ BATCH = 64
 def pictures(smoke: bool) -> list[Row]:
     """Rows for the small recipe's pictures and the papers'."""
     paths = sorted((synthetic_folder() / "bounding_box_train").iterdir())[: 512 if smoke else 2560]
-    return [_stream(paths, size, pad, 1 if smoke else 3) for size, pad in (((64, 32), 3), ((256, 128), 10))]
+    runs = 1 if smoke else 3
+    return [row for size, pad in (((64, 32), 3), ((256, 128), 10)) for row in _rows(paths, size, pad, runs)]
 
 
-def _stream(paths: list[Path], size: tuple[int, int], pad: int, runs: int) -> Row:
+def _rows(paths: list[Path], size: tuple[int, int], pad: int, runs: int) -> list[Row]:
     view = View(pad=pad)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stream = ImageStream(paths, size, views=(view,), batch_size=BATCH, device=device)
+    pixels, filling = timed(lambda: decoded(paths, size, 2, device=device, threads=2, log=Log()), 1)
+    store = ImageStore(paths, pixels)
     starts = range(0, len(paths) - BATCH + 1, BATCH)
 
     def parameters() -> Iterator[tuple[np.ndarray, list[Augmentation]]]:
@@ -37,13 +43,14 @@ def _stream(paths: list[Path], size: tuple[int, int], pad: int, runs: int) -> Ro
             yield index, [draw(view, size, index, seed=0, epoch=0)]
 
     index, (first,) = next(parameters())
-    (ours,) = next(iter(stream([(index, [first])])))
     theirs = np.stack([_pillow(paths[i], size, first, i) for i in range(BATCH)])
-    error = np.abs((ours.permute(0, 2, 3, 1).cpu().numpy() - theirs) * np.array(STD) * 255).mean()
-    if error > 1:
-        raise SystemExit(f"pictures: DALI and Pillow differ by {error:.2f} grey levels on average at {size}")
-
-    count, fast = timed(lambda: sum(len(images) for (images,) in stream(parameters())), runs)
+    ours = [next(iter(pictures([(index, [first])])))[0] for pictures in (stream, store)]
+    errors = [_grey_levels(images, theirs) for images in ours]
+    between = _grey_levels(ours[0], ours[1].permute(0, 2, 3, 1).cpu().numpy())
+    if max(errors) > 1 or between > 0.01:
+        raise SystemExit(
+            f"pictures: off Pillow by {errors} grey levels on average, at {size}, apart by {between}"
+        )
 
     def published() -> None:
         with ThreadPoolExecutor(2) as pool:
@@ -51,13 +58,23 @@ def _stream(paths: list[Path], size: tuple[int, int], pad: int, runs: int) -> Ro
                 list(pool.map(lambda i, aug=aug: _pillow(paths[i], size, aug, i % BATCH), index))
 
     _, slow = timed(published, 1)
-    return {
-        "stage": "pictures", "size": size, "images": count, "device": device, "ours": fast, "pillow": slow,
-        "images_per_second": round(count / fast["seconds"]),
-        "faster": round(slow["seconds"] / fast["seconds"], 2),
-        "mean_difference_grey_levels": round(float(error), 3),
-        "files_per_second_read": round(_read_rate(paths)),
-    }  # fmt: skip
+    rows = []
+    for name, pictures, error in (("stream", stream, errors[0]), ("store", store, errors[1])):
+        count, fast = timed(lambda p=pictures: sum(len(images) for (images,) in p(parameters())), runs)
+        rows.append({
+            "stage": f"pictures, {name}", "size": size, "images": count, "device": device.type, "ours": fast,
+            "pillow": slow, "images_per_second": round(count / fast["seconds"]),
+            "faster": round(slow["seconds"] / fast["seconds"], 2),
+            "mean_difference_grey_levels": round(error, 3),
+        })  # fmt: skip
+    rows[0] |= {"files_per_second_read": round(_read_rate(paths))}
+    rows[1] |= {"filling": filling, "bytes": pixels.numel()}
+    return rows
+
+
+def _grey_levels(images: Tensor, others: np.ndarray) -> float:
+    """The mean difference of [n, 3, H, W] and [n, H, W, 3], before normalising."""
+    return float(np.abs((images.permute(0, 2, 3, 1).cpu().numpy() - others) * np.array(STD) * 255).mean())
 
 
 def _pillow(path: Path, size: tuple[int, int], aug: Augmentation, i: int) -> np.ndarray:
