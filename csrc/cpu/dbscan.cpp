@@ -1,54 +1,59 @@
 // DBSCAN on a stored distance graph by union-find (Ester et al., KDD 1996).
+#include <algorithm>
+
 #include "stages.h"
 
 namespace reid_fast {
 namespace {
 
 // A forest whose roots are the lowest members of their trees.
+template <class Index>
 class Components {
  public:
   explicit Components(int64_t n) : parent_(n) {
-    for (int64_t i = 0; i < n; ++i) parent_[i] = i;
+    for (int64_t i = 0; i < n; ++i) parent_[i] = static_cast<Index>(i);
   }
 
-  int64_t root(int64_t i) {
+  Index root(Index i) {
     while (parent_[i] != i) i = parent_[i] = parent_[parent_[i]];
     return i;
   }
 
-  void join(int64_t i, int64_t j) {
-    i = root(i);
-    j = root(j);
-    parent_[i > j ? i : j] = i > j ? j : i;
+  // Joins the trees of a root and any member, which mostly are one already; returns the root of both.
+  Index join(Index top, Index i) {
+    if (parent_[i] == top) return top;
+    const Index other = root(i), low = std::min(top, other);
+    parent_[std::max(top, other)] = low;
+    return low;
   }
 
  private:
-  std::vector<int64_t> parent_;
+  Array<Index> parent_;
 };
 
 }  // namespace
 
 template <class Offset, class Index, class Value>
 void dbscan(const Graph<Offset, Index, Value>& graph, Value eps, int64_t min_samples, int64_t* labels) {
-  std::vector<char> core(graph.n);
+  // Of each pair of core points the higher joins them: by then both are known for what they are.
+  Array<char> core(graph.n);
+  Components<Index> clusters(graph.n);
   for (int64_t i = 0; i < graph.n; ++i) {
     int64_t neighbours = 0;
     for (Offset e = graph.start[i]; e < graph.start[i + 1]; ++e) neighbours += graph.value[e] <= eps;
     core[i] = neighbours >= min_samples;
-  }
-
-  Components clusters(graph.n);
-  for (int64_t i = 0; i < graph.n; ++i) {
     if (!core[i]) continue;
+    Index root = static_cast<Index>(i);
     for (Offset e = graph.start[i]; e < graph.start[i + 1]; ++e) {
-      if (graph.value[e] <= eps && core[graph.index[e]]) clusters.join(i, graph.index[e]);
+      const Index j = graph.index[e];
+      if (j < i && graph.value[e] <= eps && core[j]) root = clusters.join(root, j);
     }
   }
 
   // A root is the lowest core point of its cluster, so it is met before the others.
   int64_t count = 0;
   for (int64_t i = 0; i < graph.n; ++i) {
-    const int64_t root = clusters.root(i);
+    const int64_t root = core[i] ? clusters.root(static_cast<Index>(i)) : i;
     labels[i] = !core[i] ? -1 : root == i ? count++ : labels[root];
   }
 
