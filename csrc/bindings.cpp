@@ -95,9 +95,12 @@ py::tuple py_jaccard_graph(const CArray<float>& rows, const CArray<int32_t>& ind
   require(fault.empty(), "neighbours: " + fault);
   SparseRows graph = without_gil([&](const Run& run) {
     const Order order = locality_order(ranking);
-    SparseRows weights = expansion_weights(features, ranking, order, run);
-    if (k2 > 1) weights = query_expansion(weights, ranking, k2, order, run);
-    return threshold_graph(weights, max_distance, order, run);
+    Neighbours placed = by_place(ranking, order, run);
+    const Ranking local{placed.index.begin(), placed.similarity.begin(), ranking.n, ranking.k};
+    PlacedRows weights = expansion_weights(features, local, order, run);
+    if (k2 > 1) weights = query_expansion(weights, local, k2, order, run);
+    placed = {};
+    return threshold_graph(std::move(weights), max_distance, order, run);
   });
   return to_csr(std::move(graph));
 }

@@ -24,37 +24,36 @@ REID_HOST_DEVICE int set_size(int k, int columns) { return k + 1 < columns ? k +
 // round_half_even(k1 / 2), the k of the half set.
 REID_HOST_DEVICE int half_of(int k1) { return k1 / 2 + (k1 % 4 == 3); }
 
-// {j ∈ S(i) : i ∈ S(j)} in ranking order, S = the first `size` of the `columns` ranked; returns its length.
-REID_HOST_DEVICE int reciprocal_set(const int32_t* ranking, int columns, int size, int64_t i, int32_t* out) {
-  int length = 0;
-  for (int t = 0; t < size; ++t) {
-    const int32_t j = ranking[i * columns + t];
-    if (contains(ranking + int64_t{j} * columns, size, static_cast<int32_t>(i))) out[length++] = j;
-  }
-  return length;
+// The column in which `ranking` row i names j, or -1.
+REID_HOST_DEVICE int column_of(const int32_t* ranking, int columns, int64_t i, int32_t j) {
+  int column = -1;
+  for (int t = 0; t < columns; ++t) column = ranking[i * columns + t] == j ? t : column;
+  return column;
 }
 
-// Shell sort, ascending: short, in place, the same on host and device.
-REID_HOST_DEVICE void sort_set(int32_t* set, int size) {
-  const int gaps[] = {301, 132, 57, 23, 10, 4, 1};
-  for (int gap : gaps) {
-    for (int t = gap; t < size; ++t) {
-      const int32_t member = set[t];
-      int slot = t;
-      for (; slot >= gap && set[slot - gap] > member; slot -= gap) set[slot] = set[slot - gap];
-      set[slot] = member;
-    }
-  }
-}
-
-// Sets of all rows at one stride, as `reciprocal_set` leaves them.
+// Sets of all rows at one stride, in ranking order.
 struct Sets {
-  const int32_t* member;  // [N, stride]
-  const int32_t* size;    // [N]
+  int32_t* member;  // [N, stride]
+  int32_t* size;    // [N]
   int stride;
 
-  REID_HOST_DEVICE const int32_t* row(int64_t i) const { return member + i * stride; }
+  REID_HOST_DEVICE int32_t* row(int64_t i) const { return member + i * stride; }
 };
+
+// {j ∈ S(i) : i ∈ S(j)}: into `full` with S = all `columns` ranked, into `half` with S = the first half.stride.
+REID_HOST_DEVICE void reciprocal_sets(const int32_t* ranking, int columns, int64_t i, const Sets& full,
+                                      const Sets& half) {
+  int full_size = 0, half_size = 0;
+  for (int t = 0; t < columns; ++t) {
+    const int32_t j = ranking[i * columns + t];
+    const int back = column_of(ranking, columns, j, static_cast<int32_t>(i));
+    if (back < 0) continue;
+    full.row(i)[full_size++] = j;
+    if (t < half.stride && back < half.stride) half.row(i)[half_size++] = j;
+  }
+  full.size[i] = full_size;
+  half.size[i] = half_size;
+}
 
 // Longest possible expansion of a row.
 REID_HOST_DEVICE int expansion_bound(const Sets& full, const Sets& half) {
@@ -78,7 +77,7 @@ struct Scan {
   REID_HOST_DEVICE void add(int32_t) { ++size; }
 };
 
-// E(i) = r(i) ∪ ⋃{q(c) : c ∈ r(i), |q(c) ∩ r(i)| > 2/3 |q(c)|}, ascending; returns its length. The test and the
+// E(i) = r(i) ∪ ⋃{q(c) : c ∈ r(i), |q(c) ∩ r(i)| > 2/3 |q(c)|}, as they come; returns its length. The test and the
 // loop use the unexpanded r(i). `Membership` is `Scan`, or something faster with the same members.
 template <class Membership>
 REID_HOST_DEVICE int expand(const Sets& full, const Sets& half, int64_t i, Membership& members, int32_t* out) {
@@ -99,42 +98,11 @@ REID_HOST_DEVICE int expand(const Sets& full, const Sets& half, int64_t i, Membe
       members.add(other[t]);
     }
   }
-  sort_set(out, length);
   return length;
-}
-
-// The column in which `ranking` row i names j, or -1.
-REID_HOST_DEVICE int column_of(const int32_t* ranking, int columns, int64_t i, int32_t j) {
-  int column = -1;
-  for (int t = 0; t < columns; ++t) column = ranking[i * columns + t] == j ? t : column;
-  return column;
 }
 
 // exp(-(2 - 2 cos)): the Gaussian of the squared distance of unit vectors.
 REID_HOST_DEVICE float affinity(float cosine) { return expf(2 * cosine - 2); }
-
-// The mean of k2 sparse rows with ascending indices, merged; `cursor` is scratch [k2]. Returns the length; with
-// `index` null nothing is written. Sums run in ranking order, then divide: the published code's rounding.
-REID_HOST_DEVICE int mean_of_rows(const int64_t* start, const int32_t* row_index, const float* row_value,
-                                  const int32_t* rows, int k2, int64_t* cursor, int32_t* index, float* value) {
-  constexpr int32_t kEnd = INT32_MAX;
-  for (int t = 0; t < k2; ++t) cursor[t] = start[rows[t]];
-  for (int length = 0;; ++length) {
-    int32_t next = kEnd;
-    for (int t = 0; t < k2; ++t) {
-      if (cursor[t] < start[rows[t] + 1] && row_index[cursor[t]] < next) next = row_index[cursor[t]];
-    }
-    if (next == kEnd) return length;
-    float sum = 0;
-    for (int t = 0; t < k2; ++t) {
-      if (cursor[t] < start[rows[t] + 1] && row_index[cursor[t]] == next) sum += row_value[cursor[t]++];
-    }
-    if (index) {
-      index[length] = next;
-      value[length] = sum / static_cast<float>(k2);
-    }
-  }
-}
 
 // Rows sum to 1, so Σ max = 2 - s; rounding can carry s past 1.
 REID_HOST_DEVICE float jaccard_of(float shared) {

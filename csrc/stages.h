@@ -75,8 +75,42 @@ struct SparseRows {
   Array<float> value;
 };
 
-// A permutation of the rows: the order in which a stage takes them. It decides what is in the caches, not the result.
+// A permutation: the row at each place. Stages go by places, where neighbours lie near each other and so in the caches;
+// sums still run by ascending row, so places decide the speed and not the result.
 using Order = Array<int32_t>;
+
+struct Entry {
+  int32_t index;
+  float value;
+};
+
+// Sparse rows by place whose entries name places. A block of rows is filled by one thread and stays where that put it.
+struct PlacedRows {
+  static constexpr int64_t kBlock = 256;
+
+  struct Block {
+    const Entry* entry;
+    int64_t end[kBlock];  // of each row, in `entry`
+  };
+  struct Row {
+    const Entry* first;
+    const Entry* last;
+
+    const Entry* begin() const { return first; }
+    const Entry* end() const { return last; }
+    int64_t size() const { return last - first; }
+  };
+
+  std::vector<Block> blocks;
+  std::vector<Array<Entry>> memory;  // of the blocks
+
+  explicit PlacedRows(int64_t n) : blocks((n + kBlock - 1) / kBlock) {}
+  Row row(int64_t place) const {
+    const Block& block = blocks[place / kBlock];
+    const int64_t within = place % kBlock;
+    return {block.entry + (within > 0 ? block.end[within - 1] : 0), block.entry + block.end[within]};
+  }
+};
 
 struct Neighbours {
   Array<int32_t> index;     // [rows, K]
@@ -106,15 +140,20 @@ std::string fault_of(const Ranking& ranking, const Run& run);
 // Rows next to their neighbours: depth first along the ranking, nearest first.
 Order locality_order(const Ranking& ranking);
 
-// V: k-reciprocal sets, expanded, with softmax weights of the cosines; indices ascend (steps 3 to 5).
-SparseRows expansion_weights(const Features& features, const Ranking& ranking, const Order& order, const Run& run);
+// The ranking by place: its rows in the given order, naming places.
+Neighbours by_place(const Ranking& ranking, const Order& order, const Run& run);
 
-// W_i: the mean of the rows V_j over the first k2 of ranking i (step 6).
-SparseRows query_expansion(const SparseRows& weights, const Ranking& ranking, int k2, const Order& order,
+// V: k-reciprocal sets, expanded, with softmax weights of the cosines (steps 3 to 5). `ranking` is by place, and the
+// entries of each row of the result ascend by the rows that they name; so do those of W.
+PlacedRows expansion_weights(const Features& features, const Ranking& ranking, const Order& order, const Run& run);
+
+// W_i: the mean of the rows V_j over the first k2 of ranking i (step 6). `ranking` is by place.
+PlacedRows query_expansion(const PlacedRows& weights, const Ranking& ranking, int k2, const Order& order,
                            const Run& run);
 
-// Every pair with 1 - s/(2 - s) <= max_distance, s = Σ_g min(W_ig, W_jg): symmetric, self included (step 7).
-SparseRows threshold_graph(const SparseRows& weights, float max_distance, const Order& order, const Run& run);
+// Every pair with 1 - s/(2 - s) <= max_distance, s = Σ_g min(W_ig, W_jg): symmetric, self included (step 7). By row
+// again, indices ascending.
+SparseRows threshold_graph(PlacedRows weights, float max_distance, const Order& order, const Run& run);
 
 // A symmetric distance graph as its owner stores it.
 template <class Offset, class Index, class Value>

@@ -55,8 +55,7 @@ void parallel_blocks(int64_t n, int64_t block, const Run& run, MakeWorker make_w
   if (interrupted) throw Interrupted();
 }
 
-// Neighbours lie near each other in the order, so asking for the row some places ahead hides most of a row's cache
-// misses: what it reads beyond its own data was asked for with the rows before it.
+// How many turns before its own a row that lies anywhere in memory is asked for.
 constexpr int64_t kAhead = 16;
 
 template <class T>
@@ -67,62 +66,54 @@ void prefetch(const T* first, int64_t count) {
   }
 }
 
-template <class Ask>
-void ask_ahead(const Order& order, int64_t place, int64_t distance, Ask ask) {
-  if (place + distance < order.size) ask(int64_t{order[place + distance]});
-}
-
-// The offset of a sparse row two strides ahead, then, once that is there, its first entries.
-inline void ask_for_row(const SparseRows& rows, const Order& order, int64_t place) {
-  constexpr int64_t kEntries = 48;
-  ask_ahead(order, place, 2 * kAhead, [&](int64_t i) { prefetch(rows.start.begin() + i, 2); });
-  ask_ahead(order, place, kAhead, [&](int64_t i) {
-    prefetch(rows.index.begin() + rows.start[i], kEntries);
-    prefetch(rows.value.begin() + rows.start[i], kEntries);
-  });
-}
-
-// Sparse rows computed in the given order, a block of it at a time, then laid end to end by row number.
-class RowBlocks {
+// Puts blocks of entries one after another into large pieces of memory; one for each thread.
+class Shelf {
  public:
-  RowBlocks(const Order& order, int64_t block)
-      : order_(order), block_(block), blocks_((order.size + block - 1) / block), start_(order.size + 1) {}
+  Shelf(std::vector<Array<Entry>>& memory, std::mutex& mutex, int64_t piece)
+      : memory_(memory), mutex_(mutex), piece_(piece) {}
 
-  // The rows at the places [begin, begin + block) of the order, one after another.
-  struct Block {
-    std::vector<int32_t> index;
-    std::vector<float> value;
-  };
-
-  Block& block_at(int64_t begin) { return blocks_[begin / block_]; }
-  void set_length(int64_t row, int64_t length) { start_[row + 1] = length; }
-
-  SparseRows join(const Run& run) {
-    const int64_t n = order_.size;
-    start_[0] = 0;
-    for (int64_t i = 0; i < n; ++i) start_[i + 1] += start_[i];
-    const int64_t entries = start_[n];
-    SparseRows rows{std::move(start_), Array<int32_t>(entries), Array<float>(entries)};
-    parallel_blocks(n, block_, run, [&] {
-      return [&](int64_t begin, int64_t end) {
-        const Block block = std::move(block_at(begin));
-        int64_t from = 0;
-        for (int64_t place = begin; place < end; ++place) {
-          const int64_t to = rows.start[order_[place]], length = rows.start[order_[place] + 1] - to;
-          std::copy_n(block.index.begin() + from, length, rows.index.begin() + to);
-          std::copy_n(block.value.begin() + from, length, rows.value.begin() + to);
-          from += length;
-        }
-      };
-    });
-    return rows;
+  const Entry* put(const std::vector<Entry>& entries) {
+    const int64_t size = static_cast<int64_t>(entries.size());
+    if (size > room_) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      memory_.emplace_back(room_ = std::max(size, piece_));
+      next_ = memory_.back().begin();
+    }
+    const Entry* first = next_;
+    next_ = std::copy(entries.begin(), entries.end(), next_);
+    room_ -= size;
+    return first;
   }
 
  private:
-  const Order& order_;
-  int64_t block_;
-  std::vector<Block> blocks_;
-  Array<int64_t> start_;
+  std::vector<Array<Entry>>& memory_;
+  std::mutex& mutex_;
+  int64_t piece_;
+  Entry* next_ = nullptr;
+  int64_t room_ = 0;
 };
+
+// `make_worker()` gives each thread a callable (place, entries) that appends the entries of one row.
+template <class MakeWorker>
+PlacedRows fill_rows(int64_t n, const Run& run, MakeWorker make_worker) {
+  constexpr int64_t kEntries = 32;     // of a row, about
+  constexpr int64_t kPiece = 1 << 19;  // 4 MiB, enough for huge pages
+  const int64_t piece = std::min(kPiece, kEntries * n / run.threads);
+  PlacedRows rows(n);
+  std::mutex mutex;
+  parallel_blocks(n, PlacedRows::kBlock, run, [&] {
+    return [&, append_row = make_worker(), entries = std::vector<Entry>(), shelf = Shelf(rows.memory, mutex, piece)](
+               int64_t begin, int64_t end) mutable {
+      PlacedRows::Block& block = rows.blocks[begin / PlacedRows::kBlock];
+      entries.clear();
+      for (int64_t place = begin; place < end; ++place) {
+        append_row(place, entries);
+        block.end[place - begin] = static_cast<int64_t>(entries.size());
+      }
+      block.entry = shelf.put(entries);
+    };
+  });
+  return rows;
+}
 
 }  // namespace reid_fast

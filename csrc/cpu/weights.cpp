@@ -1,8 +1,11 @@
-// Reciprocal sets, their expansion, the weights and the query expansion (steps 3 to 6 of the k-reciprocal distance; Zhong et al., CVPR 2017).
+// Reciprocal sets, their expansion, the weights and the query expansion: steps 3 to 6 of the k-reciprocal distance (Zhong
+// et al., CVPR 2017).
 #include <cmath>
 
 #include "cpu/dot.h"
 #include "cpu/parallel.h"
+#include "cpu/sort.h"
+#include "cpu/sums.h"
 #include "rows.h"
 #include "stages.h"
 
@@ -17,24 +20,12 @@ struct OwnedSets {
   int stride;
 
   OwnedSets(int64_t n, int stride) : member(n * stride), size(n), stride(stride) {}
-  Sets view() const { return {member.begin(), size.begin(), stride}; }
+  Sets view() { return {member.begin(), size.begin(), stride}; }
 };
 
-REID_VECTOR_VARIANTS void reciprocal_rows(const Ranking& ranking, const Order& order, int64_t begin, int64_t end,
-                                          OwnedSets& sets) {
-  for (int64_t place = begin; place < end; ++place) {
-    ask_ahead(order, place, kAhead, [&](int64_t i) { prefetch(ranking.index + i * ranking.k, ranking.k); });
-    const int64_t i = order[place];
-    sets.size[i] = reciprocal_set(ranking.index, ranking.k, sets.stride, i, sets.member.begin() + i * sets.stride);
-  }
-}
-
-OwnedSets reciprocal_sets(const Ranking& ranking, int k, const Order& order, const Run& run) {
-  OwnedSets sets(ranking.n, set_size(k, ranking.k));
-  parallel_blocks(ranking.n, kBlock, run, [&] {
-    return [&](int64_t begin, int64_t end) { reciprocal_rows(ranking, order, begin, end, sets); };
-  });
-  return sets;
+REID_VECTOR_VARIANTS void reciprocal_rows(const Ranking& ranking, int64_t begin, int64_t end, const Sets& full,
+                                          const Sets& half) {
+  for (int64_t i = begin; i < end; ++i) reciprocal_sets(ranking.index, ranking.k, i, full, half);
 }
 
 // `Scan` with a mark for each of the N rows: the number of the turn that added it, one more if it was the row's own.
@@ -55,25 +46,26 @@ class Marks {
   uint32_t turn_ = 0;
 };
 
-// The ranking already knows the cosine of (i, j) if either row names the other.
-float cosine_of(const Features& features, const Ranking& ranking, int64_t i, int32_t j) {
-  int column = column_of(ranking.index, ranking.k, i, j);
-  if (column >= 0) return ranking.similarity[i * ranking.k + column];
-  column = column_of(ranking.index, ranking.k, j, static_cast<int32_t>(i));
-  if (column >= 0) return ranking.similarity[int64_t{j} * ranking.k + column];
-  return dot(features.row(i), features.row(j), features.width);
-}
+constexpr float kUnknown = 2;  // no cosine
 
-void append_weights(const Features& features, const Ranking& ranking, int64_t i, const int32_t* members, int size,
-                    RowBlocks::Block& block) {
-  const size_t first = block.value.size();
-  float total = 0;
+// The ranking already knows the cosine of (i, j) if either names the other. `known` is scratch for all places, all
+// kUnknown between calls.
+REID_VECTOR_VARIANTS void append_affinities(const Features& features, const Ranking& ranking, const Order& order,
+                                            int64_t i, const int32_t* members, int size, float* known,
+                                            std::vector<Entry>& entries) {
+  const int32_t* neighbours = ranking.index + i * ranking.k;
+  for (int t = 0; t < ranking.k; ++t) known[neighbours[t]] = ranking.similarity[i * ranking.k + t];
   for (int t = 0; t < size; ++t) {
-    block.value.push_back(affinity(cosine_of(features, ranking, i, members[t])));
-    total += block.value.back();
+    const int64_t j = members[t];
+    float cosine = known[j];
+    if (cosine == kUnknown) {
+      const int column = column_of(ranking.index, ranking.k, j, static_cast<int32_t>(i));
+      cosine = column >= 0 ? ranking.similarity[j * ranking.k + column]
+                           : dot(features.row(order[i]), features.row(order[j]), features.width);
+    }
+    entries.push_back({members[t], affinity(cosine)});
   }
-  for (size_t t = first; t < block.value.size(); ++t) block.value[t] /= total;
-  block.index.insert(block.index.end(), members, members + size);
+  for (int t = 0; t < ranking.k; ++t) known[neighbours[t]] = kUnknown;
 }
 
 REID_VECTOR_VARIANTS bool is_sound(const Ranking& ranking, int64_t i) {
@@ -101,30 +93,6 @@ std::string fault_of_row(const Ranking& ranking, int64_t i) {
 
 }  // namespace
 
-Order locality_order(const Ranking& ranking) {
-  Order order(ranking.n);
-  std::vector<char> placed(ranking.n);
-  std::vector<int32_t> pending;
-  int64_t count = 0;
-  auto place = [&](int32_t row) {
-    placed[row] = 1;
-    prefetch(ranking.index + int64_t{row} * ranking.k, ranking.k);  // the row placed last is the next to be followed
-    order[count++] = row;
-    pending.push_back(row);
-  };
-  for (int64_t seed = 0; seed < ranking.n; ++seed) {
-    if (!placed[seed]) place(static_cast<int32_t>(seed));
-    while (!pending.empty()) {
-      const int32_t* row = ranking.index + int64_t{pending.back()} * ranking.k;
-      pending.pop_back();
-      for (int t = 1; t < ranking.k; ++t) {
-        if (!placed[row[t]]) place(row[t]);
-      }
-    }
-  }
-  return order;
-}
-
 std::string fault_of(const Ranking& ranking, const Run& run) {
   std::atomic<int64_t> first{ranking.n};
   parallel_blocks(ranking.n, kBlock, run, [&] {
@@ -140,60 +108,39 @@ std::string fault_of(const Ranking& ranking, const Run& run) {
   return first < ranking.n ? fault_of_row(ranking, first) : "";
 }
 
-SparseRows expansion_weights(const Features& features, const Ranking& ranking, const Order& order, const Run& run) {
-  const OwnedSets full_sets = reciprocal_sets(ranking, ranking.k, order, run);
-  const OwnedSets half_sets = reciprocal_sets(ranking, half_of(ranking.k), order, run);
+PlacedRows expansion_weights(const Features& features, const Ranking& ranking, const Order& order, const Run& run) {
+  OwnedSets full_sets(ranking.n, ranking.k), half_sets(ranking.n, set_size(half_of(ranking.k), ranking.k));
   const Sets full = full_sets.view(), half = half_sets.view();
-  RowBlocks rows(order, kBlock);
   parallel_blocks(ranking.n, kBlock, run, [&] {
-    return [&, marks = Marks(ranking.n), members = std::vector<int32_t>(expansion_bound(full, half))](
-               int64_t begin, int64_t end) mutable {
-      RowBlocks::Block& block = rows.block_at(begin);
-      for (int64_t place = begin; place < end; ++place) {
-        ask_ahead(order, place, kAhead, [&](int64_t i) {
-          prefetch(full.row(i), full.stride);
-          prefetch(half.row(i), half.stride);
-          prefetch(full.size + i, 1);
-          prefetch(half.size + i, 1);
-          prefetch(ranking.index + i * ranking.k, ranking.k);
-          prefetch(ranking.similarity + i * ranking.k, ranking.k);
-        });
-        const int64_t i = order[place];
-        const int size = expand(full, half, i, marks, members.data());
-        append_weights(features, ranking, i, members.data(), size, block);
-        rows.set_length(i, size);
-      }
+    return [&](int64_t begin, int64_t end) { reciprocal_rows(ranking, begin, end, full, half); };
+  });
+  return fill_rows(ranking.n, run, [&] {
+    return [&, marks = Marks(ranking.n), members = std::vector<int32_t>(expansion_bound(full, half)),
+            known = std::vector<float>(ranking.n, kUnknown), sort = RowSort()](
+               int64_t i, std::vector<Entry>& entries) mutable {
+      const int size = expand(full, half, i, marks, members.data());
+      const size_t first = entries.size();
+      append_affinities(features, ranking, order, i, members.data(), size, known.data(), entries);
+      sort(order, entries.data() + first, size);
+      float total = 0;
+      for (size_t t = first; t < entries.size(); ++t) total += entries[t].value;
+      for (size_t t = first; t < entries.size(); ++t) entries[t].value /= total;
     };
   });
-  return rows.join(run);
 }
 
-SparseRows query_expansion(const SparseRows& weights, const Ranking& ranking, int k2, const Order& order,
+PlacedRows query_expansion(const PlacedRows& weights, const Ranking& ranking, int k2, const Order& order,
                            const Run& run) {
-  RowBlocks rows(order, kBlock);
-  parallel_blocks(ranking.n, kBlock, run, [&] {
-    return [&, cursor = std::vector<int64_t>(k2)](int64_t begin, int64_t end) mutable {
-      RowBlocks::Block& block = rows.block_at(begin);
-      for (int64_t place = begin; place < end; ++place) {
-        ask_for_row(weights, order, place);
-        ask_ahead(order, place, kAhead, [&](int64_t i) { prefetch(ranking.index + i * ranking.k, k2); });
-        const int64_t i = order[place];
-        const int32_t* nearest = ranking.index + i * ranking.k;
-        int64_t bound = 0;
-        for (int t = 0; t < k2; ++t) bound += weights.start[nearest[t] + 1] - weights.start[nearest[t]];
-        const size_t first = block.index.size();
-        block.index.resize(first + bound);
-        block.value.resize(first + bound);
-        const int length =
-            mean_of_rows(weights.start.begin(), weights.index.begin(), weights.value.begin(), nearest, k2,
-                         cursor.data(), block.index.data() + first, block.value.data() + first);
-        block.index.resize(first + length);
-        block.value.resize(first + length);
-        rows.set_length(i, length);
+  return fill_rows(ranking.n, run, [&] {
+    return [&, sums = Sums(ranking.n), sort = RowSort()](int64_t i, std::vector<Entry>& entries) mutable {
+      for (int t = 0; t < k2; ++t) {
+        for (const Entry& entry : weights.row(ranking.index[i * ranking.k + t])) sums.add(entry.index, entry.value);
       }
+      const size_t first = entries.size();
+      sums.drain([&](int32_t g, float sum) { entries.push_back({g, sum / static_cast<float>(k2)}); });
+      sort(order, entries.data() + first, static_cast<int64_t>(entries.size() - first));
     };
   });
-  return rows.join(run);
 }
 
 }  // namespace reid_fast

@@ -12,18 +12,21 @@ struct OwnedSets {
   DeviceArray<int32_t> member, size;
   int stride;
 
+  OwnedSets(int64_t n, int stride, cudaStream_t stream) : member(n * stride, stream), size(n, stream), stride(stride) {}
   Sets view() const { return {member.data(), size.data(), stride}; }
 };
 
-OwnedSets reciprocal_sets(const Ranking& ranking, int k, cudaStream_t stream) {
-  const int stride = set_size(k, ranking.k);
-  OwnedSets sets{DeviceArray<int32_t>(ranking.n * stride, stream), DeviceArray<int32_t>(ranking.n, stream), stride};
-  int32_t* member = sets.member.data();
-  int32_t* size = sets.size.data();
-  for_each_row(ranking.n, stream, [=] __device__(int64_t i) {
-    size[i] = reciprocal_set(ranking.index, ranking.k, stride, i, member + i * stride);
-  });
-  return sets;
+// Shell sort, ascending: short and in place.
+__device__ void sort_set(int32_t* set, int size) {
+  const int gaps[] = {301, 132, 57, 23, 10, 4, 1};
+  for (int gap : gaps) {
+    for (int t = gap; t < size; ++t) {
+      const int32_t member = set[t];
+      int slot = t;
+      for (; slot >= gap && set[slot - gap] > member; slot -= gap) set[slot] = set[slot - gap];
+      set[slot] = member;
+    }
+  }
 }
 
 // take(i, members, size) for the expansion of every row; called on the device.
@@ -37,7 +40,9 @@ void for_each_expansion(const Sets& full, const Sets& half, int64_t n, cudaStrea
     for_each_row(count, stream, [=] __device__(int64_t place) {
       Scan scan;
       int32_t* out = members + place * bound;
-      take(first + place, out, expand(full, half, first + place, scan, out));
+      const int size = expand(full, half, first + place, scan, out);
+      sort_set(out, size);
+      take(first + place, out, size);
     });
   }
 }
@@ -75,12 +80,37 @@ __global__ void weigh(Features features, Ranking ranking, const int64_t* start, 
   for (int64_t e = start[i] + lane; e < start[i + 1]; e += kWarp) value[e] /= total;
 }
 
+// The mean of k2 sparse rows with ascending indices, merged; `cursor` is scratch [k2]. Returns the length; with
+// `index` null nothing is written. Sums run in ranking order, then divide: the published code's rounding.
+__device__ int mean_of_rows(const int64_t* start, const int32_t* row_index, const float* row_value, const int32_t* rows,
+                            int k2, int64_t* cursor, int32_t* index, float* value) {
+  constexpr int32_t kEnd = INT32_MAX;
+  for (int t = 0; t < k2; ++t) cursor[t] = start[rows[t]];
+  for (int length = 0;; ++length) {
+    int32_t next = kEnd;
+    for (int t = 0; t < k2; ++t) {
+      if (cursor[t] < start[rows[t] + 1] && row_index[cursor[t]] < next) next = row_index[cursor[t]];
+    }
+    if (next == kEnd) return length;
+    float sum = 0;
+    for (int t = 0; t < k2; ++t) {
+      if (cursor[t] < start[rows[t] + 1] && row_index[cursor[t]] == next) sum += row_value[cursor[t]++];
+    }
+    if (index) {
+      index[length] = next;
+      value[length] = sum / static_cast<float>(k2);
+    }
+  }
+}
+
 }  // namespace
 
 Rows expansion_weights(const Features& features, const Ranking& ranking, cudaStream_t stream) {
-  const OwnedSets full_sets = reciprocal_sets(ranking, ranking.k, stream);
-  const OwnedSets half_sets = reciprocal_sets(ranking, half_of(ranking.k), stream);
+  const OwnedSets full_sets(ranking.n, ranking.k, stream);
+  const OwnedSets half_sets(ranking.n, set_size(half_of(ranking.k), ranking.k), stream);
   const Sets full = full_sets.view(), half = half_sets.view();
+  for_each_row(ranking.n, stream,
+               [=] __device__(int64_t i) { reciprocal_sets(ranking.index, ranking.k, i, full, half); });
   DeviceArray<int64_t> lengths = zero_lengths(ranking.n, stream);
   int64_t* length = lengths.data();
   for_each_expansion(full, half, ranking.n, stream,

@@ -1,4 +1,5 @@
 // Drives every CPU stage on awkward inputs; built with sanitisers by test_engine.py. Prints nothing when all is well.
+#include <algorithm>
 #include <cassert>
 #include <cmath>
 #include <cstdio>
@@ -34,11 +35,42 @@ bool equal(const SparseRows& a, const SparseRows& b) {
          !std::memcmp(a.value.begin(), b.value.begin(), a.value.size * sizeof(float));
 }
 
-SparseRows graph_of(const Features& features, const Ranking& ranking, int k2, const Run& run) {
-  const Order order = locality_order(ranking);
-  SparseRows weights = expansion_weights(features, ranking, order, run);
-  weights = query_expansion(weights, ranking, k2, order, run);
-  return threshold_graph(weights, kMaxDistance, order, run);
+// A ranking laid out by place.
+struct Laid {
+  Order order;
+  Neighbours placed;
+  Ranking ranking;
+
+  Laid(const Ranking& by_rows, const Run& run)
+      : order(locality_order(by_rows)),
+        placed(by_place(by_rows, order, run)),
+        ranking{placed.index.begin(), placed.similarity.begin(), by_rows.n, by_rows.k} {}
+};
+
+SparseRows graph_of(const Features& features, const Ranking& by_rows, int k2, const Run& run) {
+  const Laid laid(by_rows, run);
+  const PlacedRows weights = expansion_weights(features, laid.ranking, laid.order, run);
+  return threshold_graph(query_expansion(weights, laid.ranking, k2, laid.order, run), kMaxDistance, laid.order, run);
+}
+
+// The same rows in the caller's order.
+SparseRows by_row(const PlacedRows& placed, const Order& order) {
+  std::vector<int64_t> place_of(order.size);
+  for (int64_t place = 0; place < order.size; ++place) place_of[order[place]] = place;
+  SparseRows rows{Array<int64_t>(order.size + 1), {}, {}};
+  rows.start[0] = 0;
+  for (int64_t i = 0; i < order.size; ++i) rows.start[i + 1] = rows.start[i] + placed.row(place_of[i]).size();
+  rows.index = Array<int32_t>(rows.start[order.size]);
+  rows.value = Array<float>(rows.start[order.size]);
+  for (int64_t i = 0; i < order.size; ++i) {
+    int64_t e = rows.start[i];
+    for (const Entry& entry : placed.row(place_of[i])) {
+      rows.index[e] = order[entry.index];
+      rows.value[e++] = entry.value;
+    }
+    assert(std::is_sorted(rows.index.begin() + rows.start[i], rows.index.begin() + e));
+  }
+  return rows;
 }
 
 // Σ_g min(W_ig, W_jg) by merging two rows.
@@ -73,16 +105,14 @@ void check_expansions(const Ranking& ranking, const SparseRows& weights) {
   const int k = ranking.k, half_size = set_size(half_of(k), k);
   std::vector<int32_t> full_member(ranking.n * k), half_member(ranking.n * half_size);
   std::vector<int32_t> full_length(ranking.n), half_length(ranking.n);
-  for (int64_t i = 0; i < ranking.n; ++i) {
-    full_length[i] = reciprocal_set(ranking.index, k, k, i, full_member.data() + i * k);
-    half_length[i] = reciprocal_set(ranking.index, k, half_size, i, half_member.data() + i * half_size);
-  }
   const Sets full{full_member.data(), full_length.data(), k};
   const Sets half{half_member.data(), half_length.data(), half_size};
+  for (int64_t i = 0; i < ranking.n; ++i) reciprocal_sets(ranking.index, k, i, full, half);
   std::vector<int32_t> members(expansion_bound(full, half));
   for (int64_t i = 0; i < ranking.n; ++i) {
     Scan scan;
     const int size = expand(full, half, i, scan, members.data());
+    std::sort(members.begin(), members.begin() + size);
     assert(size == weights.start[i + 1] - weights.start[i]);
     assert(!std::memcmp(members.data(), weights.index.begin() + weights.start[i], size * sizeof(int32_t)));
   }
@@ -102,10 +132,11 @@ void run_all(int64_t n, int64_t width, int64_t distinct, int k, int k2) {
   assert(fault_of(ranking, kThree).empty());
   const SparseRows graph = graph_of(features, ranking, k2, kThree);
   assert(equal(graph, graph_of(features, ranking, k2, Run{1, kThree.interrupted})));
-  const Order order = locality_order(ranking);
-  const SparseRows weights = expansion_weights(features, ranking, order, kThree);
-  check_expansions(ranking, weights);
-  check_pairs(query_expansion(weights, ranking, k2, order, kThree), graph, n);
+  const Laid laid(ranking, kThree);
+  const PlacedRows weights = expansion_weights(features, laid.ranking, laid.order, kThree);
+  check_expansions(ranking, by_row(weights, laid.order));
+  const PlacedRows means = query_expansion(weights, laid.ranking, k2, laid.order, kThree);
+  check_pairs(by_row(means, laid.order), graph, n);
   std::vector<int64_t> labels(n);
   dbscan(Graph<int64_t, int32_t, float>{graph.start.begin(), graph.index.begin(), graph.value.begin(), n}, 0.6f, 4,
          labels.data());
