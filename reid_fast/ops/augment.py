@@ -148,7 +148,7 @@ def _round(values: Tensor) -> Tensor:
     return values.add(0.5).floor().to(torch.uint8)
 
 
-@_op.register_kernel("cuda")
+@fused.register_cuda(_op)
 def _launch(
     images: Tensor,
     index: Tensor,

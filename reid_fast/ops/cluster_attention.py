@@ -97,7 +97,7 @@ def _bounds(offsets: Tensor, N: int) -> tuple[Tensor, Tensor]:
     return start.int(), stop.int()
 
 
-@_op.register_kernel("cuda")
+@fused.register_cuda(_op)
 def _launch(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     kernel = fused.kernels("cluster_attention")
     bounds = _bounds(offsets, q.shape[1])
@@ -105,7 +105,7 @@ def _launch(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> tuple[Tenso
     return received.sum(0), log_z
 
 
-@_backward.register_kernel("cuda")
+@fused.register_cuda(_backward)
 def _launch_backward(
     by_received: Tensor, q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor, log_z: Tensor
 ) -> tuple[Tensor, Tensor]:

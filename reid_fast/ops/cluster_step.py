@@ -74,7 +74,7 @@ def _op(
     return loss, gradient
 
 
-@_op.register_kernel("cuda")
+@fused.register_cuda(_op)
 def _launch(
     x: Tensor,
     memory: Tensor,

@@ -74,6 +74,24 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def register_cuda(op: CustomOpDef) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a function of tensors the CUDA implementation of `op`.
+
+    Triton launches on the current device, which need not be the first tensor's: here it is.
+    """
+
+    def register(launch: Callable[P, R]) -> Callable[P, R]:
+        @wraps(launch)
+        def run(first: Tensor, *arguments: Any) -> R:
+            with torch.cuda.device(first.device):
+                return launch(first, *arguments)
+
+        op.register_kernel("cuda")(run)
+        return launch
+
+    return register
+
+
 def wants_grad(x: Tensor) -> bool:
     return x.requires_grad and torch.is_grad_enabled()
 
@@ -92,7 +110,7 @@ def register_loss(op: CustomOpDef, launch: Callable[..., tuple[Tensor, Tensor]])
 
     op.register_fake(fake_loss)
     op.register_autograd(backward, setup_context=keep)
-    op.register_kernel("cuda")(launch)
+    register_cuda(op)(launch)
 
 
 def fake_loss(x: Tensor, *rest: object) -> tuple[Tensor, Tensor]:

@@ -174,7 +174,7 @@ def _update(
     means.index_add_(0, labels[touched], moved)
 
 
-@_update.register_kernel("cuda")
+@fused.register_cuda(_update)
 def _(
     memory: Tensor, means: Tensor, counts: Tensor, labels: Tensor, x: Tensor, index: Tensor, momentum: float
 ) -> None:

@@ -138,7 +138,7 @@ def _op(
     memory_update_ref(memory, x, labels, momentum, rule, temperature, scores)
 
 
-@_op.register_kernel("cuda")
+@fused.register_cuda(_op)
 def _launch(
     memory: Tensor,
     x: Tensor,

@@ -46,6 +46,34 @@ def test_a_step_compiles_whole(step):
     torch.testing.assert_close(results[1], results[0])
 
 
+def test_kernels_launch_on_the_device_of_their_tensors(monkeypatch):
+    entered = []
+
+    class Device:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            entered.append(self.device)
+
+        def __exit__(self, *_):
+            entered.append(None)
+
+    class Op:
+        def register_kernel(self, kind):
+            assert kind == "cuda"
+            return lambda run: setattr(self, "run", run)
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    op = Op()
+    launch = fused.register_cuda(op)(lambda first, second: entered.append((first, second)))
+    x = torch.empty(2, device="meta")
+    op.run(x, 3)
+    assert entered == [x.device, (x, 3), None]
+    launch(x, 4)  # what is decorated stays as it is
+    assert entered[3:] == [(x, 4)]
+
+
 LOSSES = {
     "cluster_nce": lambda x, memory, labels: cluster_nce(x, memory, labels, 0.05),
     "smoothing": lambda x, memory, labels: cluster_nce(x, memory, labels, 0.05, smoothing=0.1),
