@@ -27,6 +27,19 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def require_one_process() -> None:
+    """Stop where a launcher has started several: each would train alone, into the same run folder.
+
+    Raises:
+        UserError: it has.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise UserError(
+            f"training runs in one process, not in {processes}: start `python -m reid_fast.train` without torchrun"
+        )
+
+
 def amp_dtype(device: torch.device, wanted: bool) -> torch.dtype | None:
     """The autocast type: bfloat16 where the device computes in it, else float16; None for full precision."""
     if not wanted:

@@ -22,7 +22,7 @@ from reid_fast.data.dali import ImageStream
 from reid_fast.data.open import open_set
 from reid_fast.data.records import ImageSet, ReidSet
 from reid_fast.data.store import ImageStore, decoded
-from reid_fast.device import amp_dtype, choose_kernels, pick_device
+from reid_fast.device import amp_dtype, choose_kernels, pick_device, require_one_process
 from reid_fast.errors import UserError, exit_on_user_error
 from reid_fast.evaluate import describe, score_encoder
 from reid_fast.labels.cluster import Clock
@@ -101,6 +101,7 @@ def train(config: Config) -> Path:
 
 def build(config: Config) -> Run:
     """Open the data and put the parts together; with `--resume`, as they were at the last checkpoint."""
+    require_one_process()
     torch.manual_seed(config.seed)
     choose_kernels(config.deterministic)
     if config.threads:

@@ -267,6 +267,13 @@ def test_a_set_with_one_camera_is_refused_before_training(capsys, copied: Path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_several_processes_are_refused(capsys, monkeypatch, people: Path, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    text = refused(capsys, train, *TINY, "--data-dir", people, "--logs-dir", tmp_path / "run")
+    assert "one process" in text
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_epoch_without_clusters(capsys, people: Path, tmp_path: Path) -> None:
     flags = [*TINY, "--data-dir", people, "--logs-dir", tmp_path / "run", "--min-samples", "90"]
     assert "epoch 1 found no cluster" in refused(capsys, train, *flags)
