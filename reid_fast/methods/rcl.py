@@ -54,6 +54,11 @@ class RobustContrast(Method):
     """The attention is trained for a few steps at the start of each epoch and fixed during it."""
 
     defaults: ClassVar[dict[str, Any]] = {"rcl_init": "csa", "rcl_update": "hps", "saa_train": "weighted"}
+    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        **Method.recipes,
+        # Clusters from scratch hold intruders, and the member of least attention is one of them.
+        "small": {**Method.recipes["small"], "hps_guard": 0.5},
+    }
 
     def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
         super().__init__(config, train, source)
