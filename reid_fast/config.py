@@ -38,7 +38,8 @@ class Config:
     source_pattern: str | None = None
     """--source folder: as --pattern, with a group `pid`"""
     recipe: tuple[str, ...] = ()
-    """settings to lay over the method's: small (small encoder and pictures, from scratch, for CPUs), gem"""
+    """settings to lay over the method's: small (small encoder and pictures, from scratch, for CPUs; synthetic has it
+    anyway), gem"""
     logs_dir: Path | None = None
     """the run folder; by default the next free logs/METHOD-DATASET-NUMBER"""
     resume: bool = False
@@ -218,7 +219,7 @@ _SMALL = {
 }
 RECIPES: dict[str, dict[str, Any]] = {"small": _SMALL, "gem": {"pooling_type": "gem"}}
 DATASETS: dict[str, dict[str, Any]] = {
-    "synthetic": _SMALL,
+    "synthetic": {},
     "market1501": {},
     "dukemtmcreid": {},
     "msmt17": {},
@@ -226,6 +227,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     "veri776": {"height": 224, "width": 224},
     "folder": {},
 }
+RECIPES_OF = {"synthetic": ("small",)}  # data sets that are made for a recipe
 
 _MAY_BE_ZERO = {"threads", "pad", "bn_group", "seed", "iters", "step_size", "warmup_epochs", "camera_epoch"}
 _POSITIVE = ("temp", "camera_temp", "hard_temp", "soft_temp", "update_temp", "lr", "saa_lr")
@@ -265,13 +267,14 @@ def parse(
         if name not in known:
             raise UserError(f"--{flag} {name} is not known: choose from {', '.join(sorted(known))}")
     everywhere, there = settings(method, asked.dataset)
+    recipes = dict.fromkeys((*RECIPES_OF.get(asked.dataset, ()), *asked.recipe))  # each once, in this order
     layers = [
         (f"method {method}", everywhere),
         (f"data set {asked.dataset}", DATASETS[asked.dataset]),
         (f"{method} on {asked.dataset}", there),
         *(
             layer
-            for name in asked.recipe
+            for name in recipes
             for layer in (
                 (f"recipe {name}", RECIPES[name]),
                 (f"{method} with {name}", settings(method, name)[1]),

@@ -221,6 +221,16 @@ def test_show_config_names_the_origin_of_each_setting(capsys) -> None:
     assert "default" in shown["k2"]
 
 
+def test_the_synthetic_set_is_trained_with_the_small_recipe(capsys) -> None:
+    shown = []
+    for flags in (["-d", "synthetic"], ["-d", "market1501", "--recipe", "small"]):
+        train(["--method", "ice", *flags, "--show-config"])
+        lines = capsys.readouterr().out.splitlines()
+        shown.append([line for line in lines if line.split()[0] not in ("dataset", "recipe")])
+    assert shown[0] == shown[1]
+    assert any("ice with small" in line for line in shown[0])
+
+
 def test_a_missing_folder(capsys, tmp_path: Path) -> None:
     assert "nowhere" in refused(capsys, train, *TINY, "--data-dir", tmp_path / "nowhere")
 
