@@ -8,6 +8,8 @@ from torch.library import custom_op
 
 from reid_fast.ops import fused
 
+_SCORES = 1 << 22  # scores that the CPU holds at once
+
 
 def cluster_nce_ref(
     x: Tensor,
@@ -89,11 +91,34 @@ def loss_and_gradient(
     smoothing: float,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The op on the CPU."""
+    """The op on the CPU, where B×C scores are held for some rows at a time."""
     unit, norm = fused.unit_rows(x, normalize)
     memory = memory.to(unit.dtype)
-    scores = (unit @ memory.T).div_(temperature)
     weights = unit.new_full((len(x),), 1 / len(x)) if weights is None else weights.to(unit.dtype)
+    loss, gradient = unit.new_zeros(()), torch.empty_like(unit if needs_grad else unit[:0, 0])
+    step = max(1, _SCORES // max(1, len(memory)))
+    for start in range(0, len(x), step):
+        rows = slice(start, start + step)
+        own, q, span, divisor = (None if t is None else t[rows] for t in (unit, targets, columns, norm))
+        part, by_score = _of_rows(own, memory, labels[rows], q, span, weights[rows], temperature, smoothing)
+        loss += part
+        if needs_grad:
+            gradient[rows] = fused.pull_back(by_score, memory, own, divisor)
+    return loss, gradient
+
+
+def _of_rows(
+    unit: Tensor,
+    memory: Tensor,
+    labels: Tensor,
+    targets: Tensor | None,
+    columns: Tensor | None,
+    weights: Tensor,
+    temperature: float,
+    smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    """The loss of some rows, and its gradient by their products with the memory."""
+    scores = (unit @ memory.T).div_(temperature)
     if targets is None and columns is None and not smoothing:
         losses = scores.logsumexp(1) - scores.gather(1, labels[:, None])[:, 0]
         by_score = scores.softmax(1).scatter_add_(1, labels[:, None], -torch.ones_like(unit[:, :1]))
@@ -103,10 +128,7 @@ def loss_and_gradient(
         log_p = scores.masked_fill_(~inside, -torch.inf).log_softmax(1)
         losses = -(q * log_p.masked_fill(~inside, 0)).sum(1)
         by_score = q.sum(1, keepdim=True) * log_p.exp_() - q
-    loss = losses @ weights
-    if not needs_grad:
-        return loss, loss.new_empty(0)
-    return loss, fused.pull_back(by_score.mul_((weights / temperature)[:, None]), memory, unit, norm)
+    return losses @ weights, by_score.mul_((weights / temperature)[:, None])
 
 
 def _inside(columns: Tensor | None, scores: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """cluster_nce against a literal loss, its kernels against both, and the published golden values."""
 
+from importlib import import_module
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -71,6 +73,17 @@ def test_cpu_matches_the_literal_loss(shape, kind):
         value, by_x = with_gradient(loss, *case)
         torch.testing.assert_close(value, expected)
         torch.testing.assert_close(by_x, gradient)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("held", [1, 97 * 4])
+def test_cpu_holds_the_scores_of_some_rows_at_a_time(held, kind, monkeypatch):
+    case = problem(6, 97, 33, kind, torch.float64)
+    expected, gradient = with_gradient(literal, *case)
+    monkeypatch.setattr(import_module("reid_fast.ops.cluster_nce"), "_SCORES", held)
+    value, by_x = with_gradient(cluster_nce, *case)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(by_x, gradient)
 
 
 @pytest.mark.parametrize("kind", KINDS)
