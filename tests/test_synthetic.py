@@ -1,5 +1,6 @@
 """The synthetic data set: repeatable, whole or absent, laid out like Market-1501, not solved by colour."""
 
+import gc
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reid_fast.data.synthetic import GALLERY, QUERY, TRAIN, contact_sheet, synthetic_folder
+from reid_fast.data.synthetic import GALLERY, QUERY, TRAIN, contact_sheet, parallel_map, synthetic_folder
 from reid_fast.errors import UserError
 
 NAME = re.compile(r"(\d{4})_c([1-6])s1_\d{6}_\d{2,}\.jpg")
@@ -152,3 +153,29 @@ def test_contact_sheet_has_a_row_for_each_identity(full_set, tmp_path):
     contact_sheet(full_set, tmp_path / "sheet.png", identities=2, per_camera=1)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (6 * 64, 2 * 128)
+
+
+class Trap:
+    """Garbage that must not be finalised in another process, as a DALI pipeline must not: its threads are not there."""
+
+    def __init__(self) -> None:
+        self.myself, self.owner = self, os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() != self.owner:
+            os._exit(1)
+
+
+def collect(_: int) -> int:
+    gc.collect()
+    return os.getpid()
+
+
+def test_workers_leave_the_garbage_of_their_parent_alone():
+    gc.disable()
+    try:
+        Trap()
+        with parallel_map(2) as mapped:
+            assert os.getpid() not in list(mapped(collect, range(4)))
+    finally:
+        gc.enable()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -128,20 +129,26 @@ def parallel_map(workers: int) -> Iterator[Callable[..., Iterable]]:
 
     They are forked: a fresh interpreter would import the caller's main module and torch again, which takes
     longer than the drawing. Forking beside torch's threads is safe here, for a child only calls NumPy and
-    Pillow, which take no lock that those threads could hold. Where fork is not safe (macOS) or missing
-    (Windows), this process draws alone.
+    Pillow, which take no lock that those threads could hold, and finalises nothing of its parent's: a DALI
+    pipeline would end threads that only the parent has. Where fork is not safe (macOS) or missing (Windows),
+    this process draws alone.
     """
     if workers == 1 or sys.platform != "linux":
         yield map
         return
+    gc.collect()  # what is garbage by now, a worker might collect before it has begun
     fork = get_context("fork")
-    with warnings.catch_warnings(), ProcessPoolExecutor(workers, fork, initializer=die_with_parent) as pool:
+    with warnings.catch_warnings(), ProcessPoolExecutor(workers, fork, initializer=begin_worker) as pool:
         warnings.filterwarnings("ignore", message=".*use of fork", category=DeprecationWarning)
         yield partial(pool.map, chunksize=2)
 
 
-def die_with_parent() -> None:
-    """Has Linux end a worker whose parent was killed; otherwise it would wait for work forever."""
+def begin_worker() -> None:
+    """Spares the parent's objects the garbage collection, and has Linux end a worker whose parent was killed.
+
+    Otherwise it would wait for work forever.
+    """
+    gc.freeze()
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 

@@ -209,7 +209,7 @@ def test_ice_without_cameras(people, tmp_path):
     ("more", "text"),
     [
         (["--method", "spcl", "--eps-gap", "0.7"], "--eps-gap 0.7"),
-        (["--method", "cacl", "--eps", "0.99"], "--eps-gap 0.02"),
+        (["--method", "cacl", "--eps", "0.999"], "--eps-gap 0.005"),
         (["--negatives", "129"], "--negatives must be at most 128"),
         (["--camera-temp", "0"], "--camera-temp must be positive"),
         (["--ema", "1"], "--ema must lie in [0, 1)"),
