@@ -144,9 +144,8 @@ def parallel_map(workers: int) -> Iterator[Callable[..., Iterable]]:
 
 
 def begin_worker() -> None:
-    """Spares the parent's objects the garbage collection, and has Linux end a worker whose parent was killed.
-
-    Otherwise it would wait for work forever.
+    """Keeps the parent's objects out of garbage collection, and has Linux end a worker whose parent was killed, for it
+    would wait for work forever.
     """
     gc.freeze()
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG
