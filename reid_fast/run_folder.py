@@ -66,10 +66,13 @@ def describe(path: Path, config: Config) -> None:
 
 def check_same(state: dict[str, Any], config: Config, state_format: int, path: Path) -> None:
     """Raise a `UserError` unless a checkpoint was made with these settings, apart from those that may change."""
-    if state["format"] != state_format:
-        raise UserError(f"{path / 'last.pt'} was written by another version of reid-fast")
-    saved, wanted = state["config"], to_json(config)
-    changed = [name for name in wanted if name not in _FREE and saved.get(name) != wanted[name]]
+    saved = state["config"]
+    wanted = {name: value for name, value in to_json(config).items() if name not in _FREE}
+    if state["format"] != state_format or wanted.keys() - saved.keys():
+        raise UserError(
+            f"{path / 'last.pt'} was written by another version of reid-fast: use that one, or another --logs-dir"
+        )
+    changed = [name for name in wanted if saved[name] != wanted[name]]
     if changed:
-        differences = ", ".join(f"{flag_of(name)} {saved.get(name)} (now {wanted[name]})" for name in changed)
+        differences = ", ".join(f"{flag_of(name)} {saved[name]} (now {wanted[name]})" for name in changed)
         raise UserError(f"the run in {path} has {differences}: use its settings, or another --logs-dir")

@@ -305,6 +305,11 @@ def test_checkpoints_that_cannot_be_continued(capsys, people: Path, tmp_path: Pa
         (folder / "last.pt").write_bytes(content)
         assert "last.pt is damaged or not a checkpoint" in refused(capsys, train, *flags, "--resume")
         assert (folder / "last.pt").read_bytes() == content
+    (folder / "last.pt").write_bytes(good)
+    state = torch.load(folder / "last.pt", weights_only=True)
+    del state["config"]["k2"]  # as if the setting had come later
+    torch.save(state, folder / "last.pt")
+    assert "another version" in refused(capsys, train, *flags, "--resume")
     torch.save({"weights": torch.zeros(3)}, folder / "last.pt")
     assert "not a checkpoint" in refused(capsys, train, *flags, "--resume")
 
