@@ -30,9 +30,7 @@ def find_nvcc() -> Path | None:
 
 def nvcc_command(nvcc: Path) -> list[str]:
     """The compiler call for every architecture this nvcc knows, and PTX for the ones to come; sources follow."""
-    listed = subprocess.run(
-        [nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True
-    ).stdout.split()
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
     known = [arch for arch in ARCHITECTURES if f"compute_{arch}" in listed]
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in known]
     targets.append(f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}")

@@ -36,9 +36,7 @@ def _stages(n: int, runs: int) -> Row:
 
     graph, ours_graph = timed(lambda: _graph(features, neighbours), runs)
     labels, ours_labels = timed(lambda: reid_fast.dbscan(graph, EPS, MIN_SAMPLES), runs)
-    together, ours_both = timed(
-        lambda: reid_fast.dbscan(_graph(features, neighbours), EPS, MIN_SAMPLES), runs
-    )
+    together, ours_both = timed(lambda: reid_fast.dbscan(_graph(features, neighbours), EPS, MIN_SAMPLES), runs)
     whole, ours_whole = timed(lambda: _whole(features), max(1, runs // 2))
     reference, theirs = _reference(rows, neighbours)
     for found in (labels, together, whole):
@@ -50,9 +48,7 @@ def _stages(n: int, runs: int) -> Row:
     row["graph_entries"] = graph.nnz
     row["knn"] = {"ours": ours_knn, "faiss_flat": flat, "faster": _ratio(flat, ours_knn)}
     if n <= LARGEST_DENSE:
-        row["knn"]["seconds_by_kernel"] = {
-            name: _seconds_with(rows, name) for name in _C.similarity_kernels()
-        }
+        row["knn"]["seconds_by_kernel"] = {name: _seconds_with(rows, name) for name in _C.similarity_kernels()}
     row["knn"]["same_neighbour_sets"] = float(np.mean(same))
     # Half of the N×N products, for they are symmetric, at the rate of torch's bf16 product on the same cores.
     row["knn"]["limit_seconds"] = round(n * n * features.shape[1] / _bf16_rate(), 3)

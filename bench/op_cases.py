@@ -67,9 +67,7 @@ def cases(device: str, dtype: torch.dtype, large: bool) -> Iterator[Case]:
     yield from _pictures(device, dtype)
 
 
-def _step(
-    case: Callable[..., Case], x: Tensor, memory: Tensor, labels: Tensor, moved: float, work: float
-) -> Case:
+def _step(case: Callable[..., Case], x: Tensor, memory: Tensor, labels: Tensor, moved: float, work: float) -> Case:
     """Cluster Contrast's whole step beside its published form."""
     # Groups of 16, as the sampler draws them.
     labels = labels[::16].repeat_interleave(16)[: len(x)]
@@ -94,9 +92,7 @@ class PublishedMemory(torch.autograd.Function):
     """Scores, and in backward the gradient and then the update: where the published code has them."""
 
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, x: Tensor, labels: Tensor, memory: Tensor
-    ) -> Tensor:
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, labels: Tensor, memory: Tensor) -> Tensor:
         ctx.save_for_backward(x, labels)
         ctx.memory = memory
         return x @ memory.to(x.dtype).T
@@ -145,9 +141,7 @@ def _returning(memory: Tensor, update: Callable[[], None]) -> Callable[[], Tenso
     return call
 
 
-def _method_losses(
-    rows: Callable[..., Tensor], pick: Callable, size: int, tolerance: float
-) -> Iterator[Case]:
+def _method_losses(rows: Callable[..., Tensor], pick: Callable, size: int, tolerance: float) -> Iterator[Case]:
     N, C = 12936, 1500
     x, memory, labels, index = rows(64).requires_grad_(), rows(N), pick(N, C), pick(64, N)
     classes = ops.class_means(memory, labels, C)
@@ -210,9 +204,7 @@ def _pictures(device: str, dtype: torch.dtype) -> Iterator[Case]:
         tolerance=1e-2, compiled=False,
     )  # fmt: skip
     yield from _networks(device)
-    features = torch.rand(B, D, 16, 8, device=device, dtype=dtype).contiguous(
-        memory_format=torch.channels_last
-    )
+    features = torch.rand(B, D, 16, 8, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
     # There is no fused op: clamp, power, mean and norm are what torch.compile fuses by itself. This row shows it.
     gem = GeM().to(device)
     yield Case(
@@ -240,9 +232,7 @@ def _augment_plain(
     ):
         picture = images[i].permute(2, 0, 1)
         picture = picture.flip(2) if mirrored else picture
-        picture = F.pad(picture, [10] * 4)[:, top + 10 :, left + 10 :][
-            :, : images.shape[1], : images.shape[2]
-        ]
+        picture = F.pad(picture, [10] * 4)[:, top + 10 :, left + 10 :][:, : images.shape[1], : images.shape[2]]
         picture = (picture.float() / 255 - mean) / std
         picture[:, y : y + height, x : x + width] = fill
         pictures.append(picture)

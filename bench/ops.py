@@ -32,9 +32,7 @@ class Launches(TorchDispatchMode):
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         self.count += not func.is_view
         return func(*args, **(kwargs or {}))
 
@@ -98,9 +96,7 @@ def show(out: dict[str, Any]) -> str:
     for name in ("reference", "compiled", "fused"):
         times = [f"{t['us']:.0f}±{t['spread']:.0f}" for t in out.get(name, {}).values()]
         shown.append(f"{name} {' / '.join(times) or '-'} us")
-    shown.append(
-        f"floor {out['floor_us_h200']} us; launches {out['launches_before']} -> {out['launches_after']}"
-    )
+    shown.append(f"floor {out['floor_us_h200']} us; launches {out['launches_before']} -> {out['launches_after']}")
     shown += [f"{out[key]}x {key[6:]}" for key in out if key.startswith("times_")]
     return " | ".join(shown)
 
@@ -117,18 +113,12 @@ def run(only: str | None, smoke: bool) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Print the rows, and keep them unless told otherwise."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="only ops whose name starts so; nothing is kept")
     parser.add_argument("--smoke", action="store_true", help="three calls each, nothing kept")
-    parser.add_argument(
-        "--static", action="store_true", help="compile every kernel for sm_80, sm_90 and sm_100"
-    )
+    parser.add_argument("--static", action="store_true", help="compile every kernel for sm_80, sm_90 and sm_100")
     parser.add_argument("--gate", action="store_true", help="with --static: fail on spills, keep nothing")
-    parser.add_argument(
-        "--threads", type=int, help="CPU threads; 1 keeps a busy machine's waits out of the times"
-    )
+    parser.add_argument("--threads", type=int, help="CPU threads; 1 keeps a busy machine's waits out of the times")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     if arguments.threads:

@@ -48,9 +48,7 @@ def _rows(paths: list[Path], size: tuple[int, int], pad: int, runs: int) -> list
     errors = [_grey_levels(images, theirs) for images in ours]
     between = _grey_levels(ours[0], ours[1].permute(0, 2, 3, 1).cpu().numpy())
     if max(errors) > 1 or between > 0.01:
-        raise SystemExit(
-            f"pictures: off Pillow by {errors} grey levels on average, at {size}, apart by {between}"
-        )
+        raise SystemExit(f"pictures: off Pillow by {errors} grey levels on average, at {size}, apart by {between}")
 
     def published() -> None:
         with ThreadPoolExecutor(2) as pool:

@@ -19,9 +19,7 @@ def planted_features(n: int, width: int = 2048, seed: int = 0) -> tuple[Tensor, 
 
     identities = max(1, n // PER_IDENTITY)
     alike = normal(max(1, identities // 12), LATENT)
-    centres = alike[torch.randint(len(alike), (identities,), generator=generator)] + 0.9 * normal(
-        identities, LATENT
-    )
+    centres = alike[torch.randint(len(alike), (identities,), generator=generator)] + 0.9 * normal(identities, LATENT)
     identity = torch.randint(identities, (n,), generator=generator).sort().values
     spread = 0.4 + 0.5 * torch.rand(n, 1, generator=generator)
     latent = centres[identity] + spread * normal(n, LATENT)

@@ -67,9 +67,7 @@ def machine() -> Row:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
-        "commit": subprocess.run(
-            revision, capture_output=True, text=True, cwd=Path(__file__).parent
-        ).stdout.strip(),
+        "commit": subprocess.run(revision, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip(),
         "load": os.getloadavg()[0],
     }
 

@@ -42,9 +42,7 @@ def _memory_part(B: int, C: int, D: int, device: torch.device, runs: int) -> Row
     }  # fmt: skip
 
 
-def _memory_step(
-    form: Callable[..., Tensor], x: Tensor, memory: Tensor, labels: Tensor
-) -> Callable[[], tuple]:
+def _memory_step(form: Callable[..., Tensor], x: Tensor, memory: Tensor, labels: Tensor) -> Callable[[], tuple]:
     def run() -> tuple[Tensor, Tensor, Tensor]:
         leaf, rows = x.clone().requires_grad_(), memory.clone()
         loss = form(leaf, rows, labels)

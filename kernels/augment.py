@@ -43,9 +43,7 @@ def blurred(picture, y, x, channel, top, left, flip, sigma, H, W, inside, GREY: 
     for dy in range(-radius, radius + 1):
         for dx in range(-radius, radius + 1):
             weight = tl.exp(-(dy * dy + dx * dx) / (2 * sigma * sigma))
-            near = pixel(
-                picture, reflect(y + dy, H), reflect(x + dx, W), channel, top, left, flip, H, W, inside, GREY
-            )
+            near = pixel(picture, reflect(y + dy, H), reflect(x + dx, W), channel, top, left, flip, H, W, inside, GREY)
             total += weight * near
             mass += weight
     return tl.floor(total / mass + 0.5)

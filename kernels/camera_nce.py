@@ -88,9 +88,7 @@ def finish_kernel(
         mine = (owner == label) & (columns < C)
         column = tl.min(tl.where(mine, columns, LAST), axis=0)
         while column < LAST:
-            peak, total, pulled, score, target = absorb(
-                column, memory, x_row, by_score, d, D, peak, total, pulled
-            )
+            peak, total, pulled, score, target = absorb(column, memory, x_row, by_score, d, D, peak, total, pulled)
             wanted += target
             score_sum += score
             count += 1
@@ -104,9 +102,7 @@ def finish_kernel(
         key = tl.max(tl.where(k == i, best, NONE), axis=0)
         if key != NONE:
             column = (key & LAST).to(tl.int32) ^ LAST
-            peak, total, pulled, score, target = absorb(
-                column, memory, x_row, by_score, d, D, peak, total, pulled
-            )
+            peak, total, pulled, score, target = absorb(column, memory, x_row, by_score, d, D, peak, total, pulled)
     weight = 1.0 / B
     if HAS_WEIGHTS:
         weight = tl.load(weights + row).to(tl.float32)

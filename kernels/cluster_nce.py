@@ -28,9 +28,7 @@ class Rows(NamedTuple):
 
     losses: torch.Tensor  # [B] weighted
     factors: torch.Tensor  # [B] what the sum over `pulled` is multiplied by
-    pulled: (
-        torch.Tensor | None
-    )  # [parts, B, D] Σ e^{s - top} memory - target · Σ e^{s - top}, both without the target
+    pulled: torch.Tensor | None  # [parts, B, D] Σ e^{s - top} memory - target · Σ e^{s - top}, both without the target
 
 
 @triton.jit(do_not_specialize=["C", "first", "width"])

@@ -34,9 +34,7 @@ def step(
     """(loss, gradient [B, D] or [0]) in float32; contiguous `memory` changes in place. Three launches."""
     x, labels = x.contiguous(), labels.contiguous()
     B, D = x.shape
-    rows = cluster_nce.score(
-        x, memory, labels, temperature, normalize, spans, weights, None, 0.0, 0.0, needs_grad
-    )
+    rows = cluster_nce.score(x, memory, labels, temperature, normalize, spans, weights, None, 0.0, 0.0, needs_grad)
     loss, gradient = tiles.empty(x), tiles.empty(x, B, D) if needs_grad else tiles.empty(x, 0)
     step_kernel[(2 * B + 1,)](
         memory, x, labels, scores, *rows, loss, gradient, B, D, len(rows.pulled) if needs_grad else 0,

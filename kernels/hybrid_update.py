@@ -12,9 +12,7 @@ from reid_fast.kernels.memory_update import blend, unit_row
 
 
 @triton.jit
-def update_kernel(
-    memory, means, counts, labels, x, index, B, D, momentum, BB: tl.constexpr, BD: tl.constexpr
-):
+def update_kernel(memory, means, counts, labels, x, index, B, D, momentum, BB: tl.constexpr, BD: tl.constexpr):
     first = tl.program_id(0)
     position = tl.arange(0, BB)
     d = tl.arange(0, BD)

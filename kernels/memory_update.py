@@ -55,11 +55,7 @@ def update_row(
                 weight = weight * keep + gain
                 best = peak
             else:
-                score = (
-                    -tl.sum(x_row * row, axis=0)
-                    if MODE == "hard"
-                    else tl.load(scores + member).to(tl.float32)
-                )
+                score = -tl.sum(x_row * row, axis=0) if MODE == "hard" else tl.load(scores + member).to(tl.float32)
                 chosen = tl.where(score > best, x_row, chosen)
                 best = tl.maximum(best, score)
             member = tl.min(tl.where(same & (position > member), position, B), axis=0)

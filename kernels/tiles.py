@@ -20,9 +20,7 @@ def row_scale(x, rows, B, D, BM: tl.constexpr, BK: tl.constexpr, NORMALIZE: tl.c
         for d in range(0, D, BK):
             k = d + tl.arange(0, BK)
             inside = (rows[:, None] < B) & (k[None, :] < D)
-            a = tl.load(x + rows[:, None].to(tl.int64) * D + k[None, :], mask=inside, other=0.0).to(
-                tl.float32
-            )
+            a = tl.load(x + rows[:, None].to(tl.int64) * D + k[None, :], mask=inside, other=0.0).to(tl.float32)
             square += tl.sum(a * a, axis=1)
         scale = 1.0 / tl.maximum(tl.sqrt(square), 1e-12)
     else:

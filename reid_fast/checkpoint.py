@@ -37,9 +37,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
         os.close(folder)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         part.unlink(missing_ok=True)
-        raise UserError(
-            f"could not write {path} ({error}): free some space, then continue with --resume"
-        ) from None
+        raise UserError(f"could not write {path} ({error}): free some space, then continue with --resume") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -93,7 +91,5 @@ def load_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no finished epoch: {Path(error.filename).name} is missing") from None
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"the model in {folder} is damaged ({error}): restore it from a copy or train again"
-        ) from None
+        raise UserError(f"the model in {folder} is damaged ({error}): restore it from a copy or train again") from None
     return tensors, description

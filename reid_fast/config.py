@@ -304,9 +304,7 @@ def _check(config: Config) -> None:
     if not config.cache >= 0:
         raise UserError(f"--cache must not be negative, not {config.cache}")
     if config.batch_size % config.num_instances:
-        raise UserError(
-            f"--batch-size {config.batch_size} is not a multiple of --num-instances {config.num_instances}"
-        )
+        raise UserError(f"--batch-size {config.batch_size} is not a multiple of --num-instances {config.num_instances}")
     if 0 < config.bn_group < config.batch_size and config.batch_size % config.bn_group:
         raise UserError(f"--batch-size {config.batch_size} is not a multiple of --bn-group {config.bn_group}")
     if config.k2 > config.k1:

@@ -61,9 +61,7 @@ def evaluate(config: EvaluateConfig) -> Scores:
     log = Log()
     device = pick_device(config.device)
     encoder, description = load_encoder(config.run_folder)
-    data = open_set(
-        config.dataset, config.data_dir, config.pattern, config.skip_bad_images, config.workers, log
-    )
+    data = open_set(config.dataset, config.data_dir, config.pattern, config.skip_bad_images, config.workers, log)
     if data.query is None:
         raise UserError(f"{config.dataset} has no queries and gallery to evaluate on")
     scores = score_encoder(
@@ -127,15 +125,11 @@ def load_encoder(folder: Path) -> tuple[Encoder, dict[str, Any]]:
     """
     tensors, description = checkpoint.load_export(folder)
     try:
-        encoder = Encoder(
-            description["arch"], description["pooling_type"], stem_relu=description["stem_relu"]
-        )
+        encoder = Encoder(description["arch"], description["pooling_type"], stem_relu=description["stem_relu"])
         encoder.load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"model.safetensors and model.json in {folder} do not fit each other ({reason})"
-        ) from None
+        raise UserError(f"model.safetensors and model.json in {folder} do not fit each other ({reason})") from None
     return encoder.eval(), description
 
 

@@ -85,9 +85,7 @@ class Log:
                 spoken = now
                 rate = (done - first) / (now - start)
                 left = _clock((total - done) / rate)
-                self.say(
-                    f"  {title} {done:,}/{total:,}, {rate:,.0f} {unit}/s, {left} left{note and ', ' + note}"
-                )
+                self.say(f"  {title} {done:,}/{total:,}, {rate:,.0f} {unit}/s, {left} left{note and ', ' + note}")
 
         return report
 

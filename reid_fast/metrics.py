@@ -197,9 +197,7 @@ def _features(name: str, features: Tensor) -> Tensor:
     return features
 
 
-def _ids(
-    name: str, rows: int, pids: npt.ArrayLike, cams: npt.ArrayLike, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _ids(name: str, rows: int, pids: npt.ArrayLike, cams: npt.ArrayLike, device: torch.device) -> tuple[Tensor, Tensor]:
     columns = torch.as_tensor(pids, device=device), torch.as_tensor(cams, device=device)
     if any(column.shape != (rows,) for column in columns):
         shapes = " and ".join(str(tuple(column.shape)) for column in columns)

@@ -30,9 +30,7 @@ def choose(config: Config) -> Path:
     """
     path = config.logs_dir or _numbered(Path("logs"), f"{config.method}-{config.dataset}", config.resume)
     if (path / "config.json").exists() and not config.resume:
-        raise UserError(
-            f"{path} already holds a run: continue it with --resume, or choose another --logs-dir"
-        )
+        raise UserError(f"{path} already holds a run: continue it with --resume, or choose another --logs-dir")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

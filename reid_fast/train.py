@@ -108,9 +108,7 @@ def build(config: Config) -> Run:
         torch.set_num_threads(config.threads)
     device = pick_device(config.device)
     amp = amp_dtype(device, config.amp)
-    data = open_set(
-        config.dataset, config.data_dir, config.pattern, config.skip_bad_images, config.workers, Log()
-    )
+    data = open_set(config.dataset, config.data_dir, config.pattern, config.skip_bad_images, config.workers, Log())
     if data.query is not None:
         check_evaluable(data.query.pids, data.query.cams, data.gallery.pids, data.gallery.cams)
     source = open_source(config, data.train) if config.source else None
@@ -146,12 +144,8 @@ def open_source(config: Config, train: ImageSet) -> ImageSet:
         raise UserError(f"--source {config.source} has no labels: every picture's identity must be known")
     shared = set(source.paths) & set(train.paths)
     if shared:
-        raise UserError(
-            f"--source and --dataset share pictures, such as {min(shared)}: choose two different sets"
-        )
-    pids = np.unique(source.pids, return_inverse=True)[
-        1
-    ]  # pictures left out may have taken an identity with them
+        raise UserError(f"--source and --dataset share pictures, such as {min(shared)}: choose two different sets")
+    pids = np.unique(source.pids, return_inverse=True)[1]  # pictures left out may have taken an identity with them
     return ImageSet(source.paths, pids, source.cams)
 
 
@@ -266,9 +260,7 @@ def read_losses(run: Run, unread: list[Tensor], plan: np.ndarray) -> None:
         if not math.isfinite(value):
             path = run.folder / "nonfinite.json"
             paths = [str(run.training.paths[i]) for i in plan[step]]
-            checkpoint.write_json(
-                path, {"epoch": run.at.epoch + 1, "step": step, "loss": str(value), "batch": paths}
-            )
+            checkpoint.write_json(path, {"epoch": run.at.epoch + 1, "step": step, "loss": str(value), "batch": paths})
             raise UserError(
                 f"the loss of epoch {run.at.epoch + 1}, step {step} is {value}: its batch is listed in {path}; "
                 "lower --lr or train without --amp, continuing from the last checkpoint"
@@ -303,9 +295,7 @@ def finish_epoch(run: Run, row: dict[str, Any]) -> None:
         clock = Clock(row["seconds"])
         with clock.stage("evaluate"):
             for prefix, encoder in {"": run.method.model, **run.method.others}.items():
-                scores = score_encoder(
-                    encoder, run.data, config.size, run.log, amp=run.amp, threads=config.workers
-                )
+                scores = score_encoder(encoder, run.data, config.size, run.log, amp=run.amp, threads=config.workers)
                 row |= {score_key(prefix, name): getattr(scores, name) for name in SCORES}
         row |= {"seconds": dict(clock)}
     run.log.epoch(row, config.epochs)
@@ -333,9 +323,7 @@ def summarise(run: Run) -> None:
         names = {"untrained": min(scored), f"last epoch ({max(scored)})": max(scored),
                  f"best on the test set (epoch {best})": best}  # fmt: skip
         table |= {
-            f"{name}{prefix and ', ' + prefix}": {
-                key: scored[epoch][score_key(prefix, key)] for key in SCORES
-            }
+            f"{name}{prefix and ', ' + prefix}": {key: scored[epoch][score_key(prefix, key)] for key in SCORES}
             for name, epoch in names.items()
         }
     if table:

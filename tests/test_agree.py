@@ -54,9 +54,7 @@ def test_the_published_norm_dissolves_the_larger_part_and_the_mean_does_not():
         refine(labels, tight, graph, norm="median")
 
 
-@given(
-    st.lists(st.tuples(st.integers(-1, 4), st.integers(-1, 4), st.integers(-1, 4)), min_size=1, max_size=40)
-)
+@given(st.lists(st.tuples(st.integers(-1, 4), st.integers(-1, 4), st.integers(-1, 4)), min_size=1, max_size=40))
 def test_counts_equal_the_literal_definition(columns):
     labels, tight, loose = map(outliers_apart, np.array(columns).T)
     same, same_tight = labels[:, None] == labels, tight[:, None] == tight

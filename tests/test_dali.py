@@ -65,9 +65,7 @@ def augmented(pixels, aug, i, pad):
 def streamed(paths, views=(), *, indices=None, batch_size=4, size=SIZE, number=0):
     """All pictures through one pass; and for each view the parameters that were applied."""
     indices = np.arange(len(paths)) if indices is None else np.asarray(indices)
-    augs = [
-        draw(view, size, np.arange(len(indices)), seed=5, epoch=2, number=n) for n, view in enumerate(views)
-    ]
+    augs = [draw(view, size, np.arange(len(indices)), seed=5, epoch=2, number=n) for n, view in enumerate(views)]
 
     def batches():
         for start in range(0, len(indices), batch_size):

@@ -21,9 +21,7 @@ def reference(query, q_pids, q_cams, gallery, g_pids, g_cams):
             ranks = np.flatnonzero(correct[np.argsort(-score, kind="stable")]) + 1
             rows.append((average_precision_score(correct, score), ranks[0], len(ranks) / ranks[-1]))
     ap, first, inp = np.array(rows).T
-    return Scores(
-        ap.mean(), *((first <= k).mean() for k in (1, 5, 10)), inp.mean(), len(rows), len(query) - len(rows)
-    )
+    return Scores(ap.mean(), *((first <= k).mean() for k in (1, 5, 10)), inp.mean(), len(rows), len(query) - len(rows))
 
 
 def problem(queries, images, *, identities=9, cameras=3, tied=False, seed=0):

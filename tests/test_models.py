@@ -86,12 +86,8 @@ def test_ibn_a_splits_the_first_norm_of_every_block_of_stages_1_to_3():
         assert shapes_of(ResNet(ARCHS["resnet_ibn50a"])) == expected
 
 
-@pytest.mark.parametrize(
-    ("arch", "channels"), [("resnet50", 2048), ("resnet_ibn50a", 2048), ("resnet18_half", 256)]
-)
-@pytest.mark.parametrize(
-    ("size", "expected"), [((256, 128), (16, 8)), ((224, 224), (14, 14)), ((65, 31), (5, 2))]
-)
+@pytest.mark.parametrize(("arch", "channels"), [("resnet50", 2048), ("resnet_ibn50a", 2048), ("resnet18_half", 256)])
+@pytest.mark.parametrize(("size", "expected"), [((256, 128), (16, 8)), ((224, 224), (14, 14)), ((65, 31), (5, 2))])
 def test_the_last_stage_keeps_the_resolution(arch, channels, size, expected):
     network = ResNet(ARCHS[arch]).eval()
     with torch.no_grad():
@@ -142,9 +138,7 @@ def test_the_stem_without_relu_lets_negative_values_into_the_pooling():
     for stem_relu in (True, False):
         network = ResNet(ARCHS["resnet18_half"], stem_relu).eval()
         seen = []
-        network.maxpool.register_forward_pre_hook(
-            lambda _, args, seen=seen: seen.append(args[0].min().item())
-        )
+        network.maxpool.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].min().item()))
         network(x)
         assert (seen[0] >= 0) == stem_relu
 
@@ -330,9 +324,7 @@ def saved_like_torchvision(arch):
     return state | {"fc.weight": torch.rand(1000, 256), "fc.bias": torch.rand(1000)}
 
 
-@pytest.mark.parametrize(
-    "wrapping", ["plain", "state_dict", "data_parallel", "without counters", "safetensors"]
-)
+@pytest.mark.parametrize("wrapping", ["plain", "state_dict", "data_parallel", "without counters", "safetensors"])
 def test_weights_with_torchvisions_names_load(tiny, tmp_path, wrapping):
     state = saved_like_torchvision("resnet18_half")
     path, content = tmp_path / "weights.pth", state

@@ -87,9 +87,7 @@ def test_the_installed_wheel_runs_its_extension_away_from_the_sources(wheel, tmp
         "assert reid_fast._C.cuda is False\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -113,8 +111,6 @@ def test_the_kernels_are_one_relative_link_in_the_sources():
 def test_the_folder_kernels_is_no_package_of_its_own():
     code = "import kernels"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode != 0
     assert "ImportError: import reid_fast.kernels" in done.stderr

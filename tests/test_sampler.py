@@ -162,9 +162,7 @@ def test_too_few_clusters_are_a_user_error_with_a_way_out(labels):
 
 
 def drawn(rule, own, cams, K, seed=0):
-    return rule(
-        np.asarray(own), None if cams is None else np.asarray(cams), K, np.random.default_rng(seed)
-    ).tolist()
+    return rule(np.asarray(own), None if cams is None else np.asarray(cams), K, np.random.default_rng(seed)).tolist()
 
 
 identity = st.lists(st.integers(0, 4), min_size=1, max_size=9)

@@ -63,10 +63,7 @@ def write_msmt(root, folders):
 
 
 def rows(images):
-    return [
-        (p.name, *ids)
-        for p, *ids in zip(images.paths, images.pids.tolist(), images.cams.tolist(), strict=True)
-    ]
+    return [(p.name, *ids) for p, *ids in zip(images.paths, images.pids.tolist(), images.cams.tolist(), strict=True)]
 
 
 def test_market_rows(tmp_path):
@@ -148,9 +145,7 @@ def test_msmt17_list_errors_name_the_line(tmp_path):
 def test_personx_cameras(tmp_path):
     splits = ([f"0001_c{c}_0.jpg" for c in (3, 4, 8, 10, 11, 12)], ["0002_c3_0.jpg"], ["0002_c12_0.jpg"])
     data = load_set("personx", write_splits(tmp_path / "PersonX", splits))
-    assert {name: cam for name, _, cam in rows(data.train)} == {
-        name: cam for cam, name in enumerate(splits[0])
-    }
+    assert {name: cam for name, _, cam in rows(data.train)} == {name: cam for cam, name in enumerate(splits[0])}
     write(tmp_path / "PersonX" / "query" / "0002_c5_0.jpg")
     with pytest.raises(UserError, match="camera 5"):
         load_set("personx", tmp_path)

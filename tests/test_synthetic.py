@@ -85,8 +85,7 @@ def test_colour_alone_is_a_poor_clue(full_set):
     """Mean colour finds the right person in another camera about as rarely as chance (2 %)."""
     query, gallery = records(full_set / QUERY), records(full_set / GALLERY)
     colours = [
-        np.stack([np.asarray(Image.open(path)).mean((0, 1)) for path, _, _ in part])
-        for part in (query, gallery)
+        np.stack([np.asarray(Image.open(path)).mean((0, 1)) for path, _, _ in part]) for part in (query, gallery)
     ]
     pids, cameras = (np.array([record[i] for record in gallery]) for i in (1, 2))
     hits = []

@@ -132,16 +132,12 @@ def test_decoded_once_or_at_every_use_a_run_ends_with_the_same_bits(people: Path
     assert (tmp_path / "0/model.safetensors").read_bytes() == (tmp_path / "6/model.safetensors").read_bytes()
 
 
-def test_killed_at_a_random_step_and_resumed_a_run_ends_with_the_same_bits(
-    people: Path, tmp_path: Path
-) -> None:
+def test_killed_at_a_random_step_and_resumed_a_run_ends_with_the_same_bits(people: Path, tmp_path: Path) -> None:
     flags = [*TINY, "--data-dir", str(people), "--iters", "40", "--save-steps", "3", "--update", "hard"]
     command = [sys.executable, "-m", "reid_fast.train", *flags, "--resume", "--logs-dir"]
 
     def start(folder: str, *more: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [*command, str(tmp_path / folder), *more], cwd=ROOT, stdout=subprocess.DEVNULL
-        )
+        return subprocess.Popen([*command, str(tmp_path / folder), *more], cwd=ROOT, stdout=subprocess.DEVNULL)
 
     assert start("whole").wait() == 0
     chance = random.Random()  # another step each time: whichever fails is a bug
@@ -164,8 +160,7 @@ def test_killed_at_a_random_step_and_resumed_a_run_ends_with_the_same_bits(
     for name, tensor in a["method"].items():
         assert torch.equal(tensor, b["method"][name]), name
     losses = [
-        [json.loads(line).get("loss") for line in (folder / "metrics.jsonl").open()]
-        for folder in (whole, killed)
+        [json.loads(line).get("loss") for line in (folder / "metrics.jsonl").open()] for folder in (whole, killed)
     ]
     assert losses[0] == losses[1]
 
@@ -175,9 +170,7 @@ def test_a_finished_run_resumed_with_more_epochs_goes_on(people: Path, tmp_path:
     train([*flags, "--logs-dir", str(tmp_path / "two")])
     train([*flags, "--logs-dir", str(tmp_path / "one"), "--epochs", "1"])
     train([*flags, "--logs-dir", str(tmp_path / "one"), "--resume"])
-    assert (tmp_path / "one/model.safetensors").read_bytes() == (
-        tmp_path / "two/model.safetensors"
-    ).read_bytes()
+    assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
 
 
 def test_the_run_folder_is_numbered_when_none_is_named(people: Path, tmp_path: Path, monkeypatch) -> None:
@@ -257,9 +250,7 @@ def test_an_unusable_picture_is_named_or_left_out(capsys, copied: Path, tmp_path
         noise = np.random.default_rng(0).bytes(400)
         replace(
             path,
-            {"truncated": data[:middle], "empty": b"", "garbage inside": data[:300] + noise + data[700:]}[
-                spoil
-            ],
+            {"truncated": data[:middle], "empty": b"", "garbage inside": data[:300] + noise + data[700:]}[spoil],
         )
     flags = [*TINY, "--data-dir", copied, "--logs-dir", tmp_path / "run", "--epochs", "1", "--iters", "2"]
     assert path.name in refused(capsys, train, *flags)
@@ -336,9 +327,7 @@ def test_broken_weights_give_features_that_are_refused(capsys, people: Path, tmp
     assert ".jpg" in text
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_its_batch_saved(
-    capsys, people: Path, tmp_path: Path
-) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_batch_saved(capsys, people: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     flags = [*TINY, "--data-dir", people, "--logs-dir", folder, "--lr", "1e30", "--save-steps", "1"]
     text = refused(capsys, train, *flags)

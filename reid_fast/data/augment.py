@@ -84,9 +84,7 @@ def _rectangles(view: View, size: tuple[int, int], uniform: _Uniform) -> np.ndar
         fits = waiting & (h < height + view.erase_across) & (w < width + view.erase_across)
         shape[fits] = np.stack([h, w], axis=1)[fits]
         waiting &= ~fits
-    place = np.stack(
-        [uniform.integer(6, height - shape[:, 0]), uniform.integer(7, width - shape[:, 1])], axis=1
-    )
+    place = np.stack([uniform.integer(6, height - shape[:, 0]), uniform.integer(7, width - shape[:, 1])], axis=1)
     return np.where(shape[:, :1] > 0, np.concatenate([place, shape], axis=1), 0).astype(np.int32)
 
 

@@ -67,9 +67,7 @@ class ImageStream:
         )
         self._pipeline = self._new_pipeline()
 
-    def __call__(
-        self, batches: Iterable[tuple[np.ndarray, Sequence[Augmentation]]]
-    ) -> Iterator[tuple[Tensor, ...]]:
+    def __call__(self, batches: Iterable[tuple[np.ndarray, Sequence[Augmentation]]]) -> Iterator[tuple[Tensor, ...]]:
         """Stream batches of (indices [n], one `Augmentation` of n pictures per view).
 
         Yields:
@@ -117,9 +115,7 @@ class ImageStream:
     def _name_unreadable(self, error: RuntimeError) -> NoReturn:
         for path in (self.paths[i] for indices in self._recent for i in indices):
             if not _decodes([path], 1):
-                raise UserError(
-                    f"{path} cannot be decoded: repair or remove it, or pass --skip-bad-images"
-                ) from None
+                raise UserError(f"{path} cannot be decoded: repair or remove it, or pass --skip-bad-images") from None
         raise error
 
 
@@ -165,9 +161,7 @@ def _read(path: Path) -> np.ndarray:
     try:
         return np.fromfile(path, dtype=np.uint8)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}): restore it, or pass --skip-bad-images"
-        ) from None
+        raise UserError(f"{path} cannot be read ({error.strerror}): restore it, or pass --skip-bad-images") from None
 
 
 def _build(
@@ -220,8 +214,7 @@ def _build(
             return normalise(image) if normalised else image
         given = dict(zip(names, values, strict=True))
         return tuple(
-            augmented(image, view, {name: given[i, name] for name in _parameters(view)})
-            for i, view in enumerate(views)
+            augmented(image, view, {name: given[i, name] for name in _parameters(view)}) for i, view in enumerate(views)
         )
 
     graph = pipeline()

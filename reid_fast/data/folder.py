@@ -28,9 +28,7 @@ def load_folder(root: Path, pattern: str | None = None) -> ReidSet:
     """
     paths = tuple(sorted(nested_images(root), key=str))
     if not paths:
-        raise UserError(
-            f"{root} holds no images: point --data-dir at files ending in {' '.join(IMAGE_SUFFIXES)}"
-        )
+        raise UserError(f"{root} holds no images: point --data-dir at files ending in {' '.join(IMAGE_SUFFIXES)}")
     unknown = np.full(len(paths), -1, dtype=np.int64)
     captured = {} if pattern is None else _captured(paths, root, _compiled(pattern))
     train = ImageSet(paths, captured.get("pid", unknown), captured.get("cam", unknown))

@@ -35,21 +35,15 @@ def _numbered(cameras: int) -> dict[int, int]:
     return {number: number - 1 for number in range(1, cameras + 1)}
 
 
-def _market(
-    example: str, cameras: Mapping[int, int], pids: range, unlike: str = "", **more: bool
-) -> FolderLayout:
+def _market(example: str, cameras: Mapping[int, int], pids: range, unlike: str = "", **more: bool) -> FolderLayout:
     """Market-1501's layout; `unlike`: what, after the camera number, gives away another set."""
     pattern = re.compile(r"(?P<pid>-?\d+)_c(?P<cam>\d+)(?!\d" + unlike + ")")
     return FolderLayout("Market-style", _MARKET_FOLDERS, Naming(pattern, example, cameras, pids, **more))
 
 
 ANY_MARKET = _market("0002_c1s1_000451_03.jpg", _numbered(9999), range(10**9), distractors=True)
-_VERI = Naming(
-    re.compile(r"(?P<pid>-?\d+)_c(?P<cam>\d+)(?!\d)"), "0002_c002_00030600_0.jpg", _numbered(20), range(777)
-)
-_MSMT = Naming(
-    re.compile(r"\d+_\d+_(?P<cam>\d+)_"), "0000_000_01_0303morning_0015_0.jpg", _numbered(15), range(4101)
-)
+_VERI = Naming(re.compile(r"(?P<pid>-?\d+)_c(?P<cam>\d+)(?!\d)"), "0002_c002_00030600_0.jpg", _numbered(20), range(777))
+_MSMT = Naming(re.compile(r"\d+_\d+_(?P<cam>\d+)_"), "0000_000_01_0303morning_0015_0.jpg", _numbered(15), range(4101))
 
 KNOWN: Mapping[str, SetSpec] = {
     "market1501": SetSpec(

@@ -39,8 +39,7 @@ def open_set(
         data = load_set(name, data_dir, pattern=pattern)
     splits = {"train": data.train, "query": data.query, "gallery": data.gallery}
     checked = {
-        key: None if split is None else _checked(split, skip_bad_images, threads, log)
-        for key, split in splits.items()
+        key: None if split is None else _checked(split, skip_bad_images, threads, log) for key, split in splits.items()
     }
     data = ReidSet(data.name, **checked, size=data.size, layout=data.layout)
     log.say(render_counts(data))
@@ -58,9 +57,7 @@ def _checked(split: ImageSet, skip_bad_images: bool, threads: int, log: Log) -> 
     if bad and not skip_bad_images:
         (path, reason), others = bad[0], len(bad) - 1
         more = f" and {others} more" if others else ""
-        raise UserError(
-            f"{path} is unusable ({reason}){more}: repair or remove it, or pass --skip-bad-images"
-        )
+        raise UserError(f"{path} is unusable ({reason}){more}: repair or remove it, or pass --skip-bad-images")
     if not skip_bad_images:
         return split
     broken = {path for path, _ in bad}

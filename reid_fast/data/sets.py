@@ -59,9 +59,7 @@ def market_style(name: str, root: Path, *, size: tuple[int, int] = (256, 128)) -
         UserError: as `load_set`.
     """
     if not ANY_MARKET.matches(root):
-        raise UserError(
-            f"{root} is not a Market-style set: looked for {ANY_MARKET.sought()}; found {_content(root)}"
-        )
+        raise UserError(f"{root} is not a Market-style set: looked for {ANY_MARKET.sought()}; found {_content(root)}")
     return ReidSet(name, *ANY_MARKET.read(root), size, ANY_MARKET.title)
 
 

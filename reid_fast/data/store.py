@@ -38,9 +38,7 @@ class ImageStore:
         """
         self.paths, self._pixels = paths, pixels
 
-    def __call__(
-        self, batches: Iterable[tuple[np.ndarray, Sequence[Augmentation]]]
-    ) -> Iterator[tuple[Tensor, ...]]:
+    def __call__(self, batches: Iterable[tuple[np.ndarray, Sequence[Augmentation]]]) -> Iterator[tuple[Tensor, ...]]:
         """Serve batches of (indices [n], one `Augmentation` of n pictures per view).
 
         Yields:
@@ -97,9 +95,7 @@ def decoded(
     needed, room = len(paths) * 3 * math.prod(size) / _GIB, _memory(device) / 2
     if needed > min(limit, room):
         bound = f"--cache {limit:g}" if needed > limit else f"the {room:.2f} GiB that {device} can spare"
-        log.say(
-            f"pictures are decoded at every use: {len(paths):,} of them take {needed:.2f} GiB, more than {bound}"
-        )
+        log.say(f"pictures are decoded at every use: {len(paths):,} of them take {needed:.2f} GiB, more than {bound}")
         return None
     pixels = torch.empty(len(paths), *size, 3, dtype=torch.uint8, device=device)
     stream = ImageStream(paths, size, batch_size=_BATCH, device=device, threads=threads, normalised=False)

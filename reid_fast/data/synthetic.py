@@ -82,9 +82,7 @@ def synthetic_folder(
             draw_set(unfinished, seed, train_ids, test_ids, workers or available_cores(), progress)
             publish(unfinished, folder)
     except OSError as error:
-        raise UserError(
-            f"Cannot write the synthetic data set to {folder}: {error.strerror or error}."
-        ) from error
+        raise UserError(f"Cannot write the synthetic data set to {folder}: {error.strerror or error}.") from error
     return folder
 
 

@@ -130,13 +130,9 @@ CAMERAS: tuple[Camera, ...] = (
     Camera(lawn, yaw=0, scale=1.06, gains=(1.02, 1.00, 0.96), gamma=1.00, haze=0.00, blur=0.4, noise=4),
     Camera(street, yaw=180, scale=1.03, gains=(0.94, 0.98, 1.06), gamma=1.04, haze=0.04, blur=0.6, noise=5),
     Camera(shop, yaw=60, scale=1.08, gains=(1.08, 1.00, 0.89), gamma=0.95, haze=0.00, blur=0.5, noise=4),
-    Camera(
-        brick_wall, yaw=-80, scale=1.05, gains=(0.95, 0.95, 0.88), gamma=1.10, haze=0.02, blur=0.7, noise=5
-    ),
+    Camera(brick_wall, yaw=-80, scale=1.05, gains=(0.95, 0.95, 0.88), gamma=1.10, haze=0.02, blur=0.7, noise=5),
     Camera(plaza, yaw=25, scale=1.01, gains=(1.05, 1.05, 1.07), gamma=0.93, haze=0.06, blur=0.6, noise=4),
-    Camera(
-        underpass, yaw=150, scale=1.06, gains=(0.84, 0.92, 0.98), gamma=1.06, haze=0.02, blur=0.6, noise=8
-    ),
+    Camera(underpass, yaw=150, scale=1.06, gains=(0.84, 0.92, 0.98), gamma=1.06, haze=0.02, blur=0.6, noise=8),
 )
 
 

@@ -99,9 +99,7 @@ class InterInstanceContrast(Method):
         with torch.autocast(b.device.type, enabled=False):
             hard = ops.hard_nce(b, strong, labels, config.hard_temp)
             soft = ops.soft_nce(b, strong, weak, config.soft_temp)
-        centre = ops.cluster_nce(
-            b, self.memory, labels, config.temp, normalize=False, smoothing=config.smoothing
-        )
+        centre = ops.cluster_nce(b, self.memory, labels, config.temp, normalize=False, smoothing=config.smoothing)
         losses = {"class": centre, "hard": hard, "soft": config.soft_weight * soft}
         if self.needs_cams:
             cross = self.proxies.across(b, labels, batch.cams, config.camera_temp, config.negatives)

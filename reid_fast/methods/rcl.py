@@ -128,9 +128,7 @@ def members_by_cluster(labels: np.ndarray, seed: int) -> tuple[np.ndarray, Tenso
     return chosen, torch.from_numpy(np.concatenate([[0], np.cumsum(sizes)]))
 
 
-def backward_csa(
-    attention: Aggregation, x: Tensor, offsets: Tensor, temperature: float, weighted: bool
-) -> Tensor:
+def backward_csa(attention: Aggregation, x: Tensor, offsets: Tensor, temperature: float, weighted: bool) -> Tensor:
     """Add the gradient of the loss that trains the attention to its parameters.
 
     L = Σ_j v_j · -log softmax_c(x_j·c / τ)[cluster of j] over the prototypes c of all clusters, with v_j = w_j / C, w

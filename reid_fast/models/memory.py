@@ -76,9 +76,7 @@ class CameraProxies(VaryingBuffers):
         self.register_buffer("rows", torch.empty(0, width))  # [C, D], by camera, then by cluster
         self.register_buffer("labels", torch.empty(0, dtype=torch.int64))  # [C], the cluster of each row
         self.register_buffer("spans", torch.empty(0, 2, dtype=torch.int64))  # [cameras, 2], a camera's rows
-        self.register_buffer(
-            "places", torch.empty(0, 0, dtype=torch.int64)
-        )  # [cameras, clusters] -> row, or -1
+        self.register_buffer("places", torch.empty(0, 0, dtype=torch.int64))  # [cameras, clusters] -> row, or -1
 
     def fill(self, features: Tensor, labels: np.ndarray, cams: np.ndarray) -> None:
         """Rebuild: the unit mean of the unit features of each cluster in each camera.

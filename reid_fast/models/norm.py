@@ -61,9 +61,7 @@ class IBN(nn.Module):
 def set_bn_group(module: nn.Module, group: int) -> None:
     """Let every BatchNorm below `module` take its training statistics over `group` images (0: the whole batch)."""
     if group < 0:
-        raise ValueError(
-            f"the BatchNorm group must be 0 (the whole batch) or a number of images, not {group}"
-        )
+        raise ValueError(f"the BatchNorm group must be 0 (the whole batch) or a number of images, not {group}")
     for layer in module.modules():
         if isinstance(layer, _GroupedBatchNorm):
             layer.group = group

@@ -82,9 +82,7 @@ ARCHS: dict[str, Arch] = {
     "resnet34": Arch(BasicBlock, (3, 4, 6, 3), weights=_TORCHVISION + "resnet34-b627a593.pth"),
     "resnet50": Arch(Bottleneck, (3, 4, 6, 3), weights=_TORCHVISION + "resnet50-0676ba61.pth"),
     "resnet101": Arch(Bottleneck, (3, 4, 23, 3), weights=_TORCHVISION + "resnet101-63fe2227.pth"),
-    "resnet_ibn50a": Arch(
-        Bottleneck, (3, 4, 6, 3), ibn=True, weights=_IBN_NET + "resnet50_ibn_a-d9d0bb7b.pth"
-    ),
+    "resnet_ibn50a": Arch(Bottleneck, (3, 4, 6, 3), ibn=True, weights=_IBN_NET + "resnet50_ibn_a-d9d0bb7b.pth"),
 }
 
 

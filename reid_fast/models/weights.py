@@ -61,9 +61,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     except Exception as error:  # each of the readers has its own zoo of exceptions
         reason = str(error).split("\n")[0]
-        raise UserError(
-            f"--weights {path} is not a file of PyTorch or safetensors weights ({reason})"
-        ) from None
+        raise UserError(f"--weights {path} is not a file of PyTorch or safetensors weights ({reason})") from None
 
 
 def _fit(backbone: torch.nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

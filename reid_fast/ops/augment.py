@@ -51,9 +51,7 @@ def augment(
         ValueError: images of another shape, type or stride, or (on the CPU) too small for the blur to be reflected.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.is_contiguous():
-        raise ValueError(
-            f"images must be contiguous [N, H, W, 3] uint8, not {images.dtype} {list(images.shape)}"
-        )
+        raise ValueError(f"images must be contiguous [N, H, W, 3] uint8, not {images.dtype} {list(images.shape)}")
     centre = [255 * m for m in mean]
     scale = [1 / (255 * s) for s in std]
     return _op(images, index, flip, crop, erase, blur, grey, centre, scale, list(fill), dtype)
@@ -90,9 +88,7 @@ def _gather(images: Tensor, index: Tensor, flip: Tensor, crop: Tensor) -> Tensor
     """[B, H, W, 3] uint8: the chosen pictures, flipped, then cropped with black around."""
     H, W = images.shape[1:3]
     pixels = images.new_zeros(len(index), *images.shape[1:])
-    for out, i, mirrored, (top, left) in zip(
-        pixels, index.tolist(), flip.tolist(), crop.tolist(), strict=True
-    ):
+    for out, i, mirrored, (top, left) in zip(pixels, index.tolist(), flip.tolist(), crop.tolist(), strict=True):
         picture = images[i].flip(1) if mirrored else images[i]
         y, x = max(0, -top), max(0, -left)
         part = picture[y + top : max(0, H + min(0, top)), x + left : max(0, W + min(0, left))]

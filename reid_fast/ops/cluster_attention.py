@@ -12,9 +12,7 @@ from torch.library import custom_op
 from reid_fast.ops import fused
 
 
-def cluster_attention(
-    q: Tensor, k: Tensor, x: Tensor, offsets: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor]:
+def cluster_attention(q: Tensor, k: Tensor, x: Tensor, offsets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """How much attention each member of a cluster receives from the others, and the prototypes that follow.
 
     A^a = softmax over j ≠ i of scale · q^a_i·k^a_j, i and j of one cluster of n members; w_j = (1/hn) Σ_a Σ_i

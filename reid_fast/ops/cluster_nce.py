@@ -71,9 +71,7 @@ def cluster_nce(
     """
     if targets is not None and smoothing:
         raise ValueError("give targets or smoothing, not both")
-    loss, _ = _op(
-        x, memory, labels, targets, columns, weights, temperature, normalize, smoothing, fused.wants_grad(x)
-    )
+    loss, _ = _op(x, memory, labels, targets, columns, weights, temperature, normalize, smoothing, fused.wants_grad(x))
     return loss
 
 

@@ -96,9 +96,7 @@ def _launch(
             x, memory, labels, temperature, momentum, rule, update_temperature, scores,
             normalize=normalize, spans=columns, weights=weights, needs_grad=needs_grad,
         )  # fmt: skip
-    loss, gradient = launch(
-        x, memory, labels, targets, columns, weights, temperature, normalize, smoothing, needs_grad
-    )
+    loss, gradient = launch(x, memory, labels, targets, columns, weights, temperature, normalize, smoothing, needs_grad)
     unit = fused.unit_rows(x, normalize)[0]
     fused.kernels("memory_update").update(memory, unit, labels, momentum, rule, update_temperature, scores)
     return loss, gradient

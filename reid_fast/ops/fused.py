@@ -123,9 +123,7 @@ class Attach(torch.autograd.Function):
     """`loss`, with `gradient` to x: torch.library gives an op that changes an argument no autograd."""
 
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, x: Tensor, loss: Tensor, gradient: Tensor
-    ) -> Tensor:
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
         ctx.dtype = x.dtype
         return loss.view_as(loss)

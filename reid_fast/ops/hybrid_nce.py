@@ -175,9 +175,7 @@ def _update(
 
 
 @fused.register_cuda(_update)
-def _(
-    memory: Tensor, means: Tensor, counts: Tensor, labels: Tensor, x: Tensor, index: Tensor, momentum: float
-) -> None:
+def _(memory: Tensor, means: Tensor, counts: Tensor, labels: Tensor, x: Tensor, index: Tensor, momentum: float) -> None:
     fused.kernels("hybrid_update").update(memory, means, counts, labels, x, index, momentum)
 
 

@@ -46,9 +46,7 @@ def jaccard_graph(
     if rows.is_cuda:
         cuda.say_that_the_cpu_clusters()
     index, similarity = index.cpu(), similarity.cpu()
-    start, indices, data = _C.jaccard_graph(
-        rows.cpu().numpy(), index.numpy(), similarity.numpy(), k2, max_distance
-    )
+    start, indices, data = _C.jaccard_graph(rows.cpu().numpy(), index.numpy(), similarity.numpy(), k2, max_distance)
     return sparse.csr_matrix((data, indices, start), shape=(len(rows), len(rows)))
 
 

@@ -54,9 +54,7 @@ def knn_ivf(
     exact.add(rows)
     short = np.flatnonzero((index < 0).any(axis=1))
     if len(short):
-        similarity[short], index[short] = _self_first(
-            *exact.search(rows[short], min(k + _SPARE, n)), short, k
-        )
+        similarity[short], index[short] = _self_first(*exact.search(rows[short], min(k + _SPARE, n)), short, k)
     tested = np.random.default_rng(seed).choice(n, min(sample, n), replace=False)
     _, truth = _self_first(*exact.search(rows[tested], min(k + _SPARE, n)), tested, k)
     found = [len(np.intersect1d(a, b)) for a, b in zip(index[tested], truth, strict=True)]
@@ -71,14 +69,10 @@ def _faiss() -> object:
     return faiss
 
 
-def _self_first(
-    similarity: np.ndarray, index: np.ndarray, own: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _self_first(similarity: np.ndarray, index: np.ndarray, own: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Each row's own entry moved, or put, into column 0; the rest keeps its order; cut to k columns."""
     others = index != own[:, None]
     order = np.argsort(~others, axis=1, kind="stable")[:, : k - 1]
     index = np.concatenate([own[:, None], np.take_along_axis(index, order, 1)], axis=1)
-    similarity = np.concatenate(
-        [np.ones((len(own), 1), np.float32), np.take_along_axis(similarity, order, 1)], axis=1
-    )
+    similarity = np.concatenate([np.ones((len(own), 1), np.float32), np.take_along_axis(similarity, order, 1)], axis=1)
     return similarity, index

@@ -63,9 +63,7 @@ def test_it_trains_an_epoch_and_its_export_scores_alike(name, people, tmp_path):
         assert {key for key in row if key.endswith("mAP")} == scores
     assert all(0 < after[score] <= 1 for score in scores)
     evaluate([str(tmp_path), "-d", "market1501", "--data-dir", str(people), "--device", "cpu", "-j", "1"])
-    assert json.loads((tmp_path / "evaluate-market1501.json").read_text())["mAP"] == pytest.approx(
-        after["mAP"]
-    )
+    assert json.loads((tmp_path / "evaluate-market1501.json").read_text())["mAP"] == pytest.approx(after["mAP"])
 
 
 def new_method(name):
@@ -131,18 +129,14 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("name", method_names())
-def test_killed_in_the_second_epoch_and_resumed_it_ends_with_the_same_bits(
-    name, people, tmp_path, monkeypatch
-):
+def test_killed_in_the_second_epoch_and_resumed_it_ends_with_the_same_bits(name, people, tmp_path, monkeypatch):
     more = ["--epochs", "2", "--save-steps", "2", "--eval-step", "2", "--amp"]
     train(flags(name, people, tmp_path / "whole", *more))
     cls = method_class(name)
     after_step = cls.after_step
 
     def killed(self, batch):
-        if (
-            batch.step == 7
-        ):  # a checkpoint was written after the sixth step, in the middle of the second epoch
+        if batch.step == 7:  # a checkpoint was written after the sixth step, in the middle of the second epoch
             raise Killed
         after_step(self, batch)
 
@@ -154,16 +148,12 @@ def test_killed_in_the_second_epoch_and_resumed_it_ends_with_the_same_bits(
     assert (state["at"]["epoch"], state["at"]["step"], state["at"]["steps_before"]) == (1, 2, 4)
     train(flags(name, people, tmp_path / "killed", *more, "--resume"))
 
-    whole, resumed = (
-        torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("whole", "killed")
-    )
+    whole, resumed = (torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("whole", "killed"))
     assert_same_state(resumed["method"], whole["method"])
     for run in (tmp_path / "whole", tmp_path / "killed"):
         assert [row["epoch"] for row in rows_of(run)] == [0, 1, 2]
     assert rows_of(tmp_path / "killed")[-1]["loss"] == rows_of(tmp_path / "whole")[-1]["loss"]
-    assert (tmp_path / "killed/model.safetensors").read_bytes() == (
-        tmp_path / "whole/model.safetensors"
-    ).read_bytes()
+    assert (tmp_path / "killed/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
 def refused(capsys, argv):

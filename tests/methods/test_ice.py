@@ -21,9 +21,7 @@ def test_golden_losses_and_gradient():
     method = new_method("ice", camera_agnostic=True)
     method.memory = 0.9 * unit_phi(5, 0.5)
     before = method.memory.clone()
-    losses, (gradient, *of_teacher) = stepped(
-        method, (phi(6, 2.0), phi(6, 2.4), phi(6, 2.7)), [0, 0, 1, 1, 2, 2]
-    )
+    losses, (gradient, *of_teacher) = stepped(method, (phi(6, 2.0), phi(6, 2.4), phi(6, 2.7)), [0, 0, 1, 1, 2, 2])
     assert_near(losses["class"], 1.948568)
     assert_near(losses["hard"], 9.857420)
     assert_near(losses["soft"], 0.105449)
@@ -91,9 +89,7 @@ def test_views():
 def test_batches_spread_over_cameras_unless_agnostic():
     cams, labels = np.tile([0, 0, 0, 0, 0, 0, 0, 1, 2, 3], 8), np.repeat(np.arange(8), 10)
     for agnostic in (False, True):
-        method = new_method(
-            "ice", cams=cams, batch_size=16, num_instances=4, iters=20, camera_agnostic=agnostic
-        )
+        method = new_method("ice", cams=cams, batch_size=16, num_instances=4, iters=20, camera_agnostic=agnostic)
         groups = method.plan(labels, 0).reshape(-1, 4)
         assert (labels[groups] == labels[groups[:, :1]]).all()
         assert all(len(set(group)) == 4 for group in groups.tolist())

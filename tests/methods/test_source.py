@@ -81,9 +81,7 @@ def test_cluster_contrast_over_a_joint_memory(make):
     updated = [blended(rows[k], x[y == k], 0.1) for k in range(6)]
     assert_near(method.memory, torch.stack(updated))
     method.fill_memory(TARGET, LABELS)
-    assert_near(
-        method.memory, torch.stack(updated[:3] + clusters)
-    )  # the source's rows live on, the target's do not
+    assert_near(method.memory, torch.stack(updated[:3] + clusters))  # the source's rows live on, the target's do not
 
 
 def test_self_paced_contrast_over_a_joint_memory(make):
@@ -185,9 +183,7 @@ def test_it_trains_and_resumes_and_its_export_scores_alike(name, folders, tmp_pa
         with pytest.raises(InterruptedError):
             train(flags(folders, tmp_path / "killed", *more))
     train(flags(folders, tmp_path / "killed", *more, "--resume"))
-    whole, resumed = (
-        torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("whole", "killed")
-    )
+    whole, resumed = (torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("whole", "killed"))
     for key, tensor in whole["method"].items():
         assert torch.equal(tensor.nan_to_num(), resumed["method"][key].nan_to_num()), key
 

@@ -46,9 +46,7 @@ def test_the_class_means_follow_their_members():
     method = started(LABELS, unit_phi(10, 0.5))
     for s in (2.0, 2.3, 2.9):
         stepped(method, [phi(4, s)], LABELS[INDEX], index=INDEX)
-    expected = [
-        method.instances.rows[label == LABELS].sum(0) / max(1, (label == LABELS).sum()) for label in range(6)
-    ]
+    expected = [method.instances.rows[label == LABELS].sum(0) / max(1, (label == LABELS).sum()) for label in range(6)]
     assert_near(method.instances.means, torch.stack(expected), atol=1e-6)
 
 

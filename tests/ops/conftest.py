@@ -4,9 +4,7 @@ import pytest
 import torch
 
 DEVICES = [
-    pytest.param(
-        "cpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here")
-    ),
+    pytest.param("cpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here")),
     pytest.param("cuda", marks=pytest.mark.gpu),
 ]
 

@@ -141,6 +141,4 @@ def test_gpu_training_size(dtype):
     runs = [augment(*on, **numbers, blur=blur.cuda(), dtype=dtype) for _ in range(2)]
     assert torch.equal(*runs)
     off = (runs[0].float().cpu() - expected).abs()
-    assert (
-        off > {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
-    ).float().mean() < 1e-3
+    assert (off > {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]).float().mean() < 1e-3

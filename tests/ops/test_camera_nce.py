@@ -106,9 +106,7 @@ def test_golden_cap():
     near(torch.autograd.grad(intra + 0.5 * inter, raw)[0].norm(), 12.358289)
     near(0.5 * inter.detach(), 12.850306)  # ICE's camera loss, proxies normalised by row
     by_column = F.normalize(memory, dim=0)  # as its published code does
-    near(
-        0.5 * camera_nce(raw, by_column, memory_labels, labels, 0.07, 3, weights=weights).detach(), 12.660404
-    )
+    near(0.5 * camera_nce(raw, by_column, memory_labels, labels, 0.07, 3, weights=weights).detach(), 12.660404)
     memory_update(memory, F.normalize(raw), rows, 0.2)
     near(memory[0], [-0.159295, -0.552367, -0.191506, 0.390261, 0.394419, -0.175182, -0.524292, -0.139286])
 

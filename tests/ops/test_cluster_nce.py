@@ -17,9 +17,7 @@ SHAPES = [(1, 1, 1), (3, 7, 5), (6, 97, 33), (67, 131, 67), (16, 257, 8)]
 KINDS = ["plain", "raw", "smooth", "dense", "spans", "smooth spans"]
 
 
-def literal(
-    x, memory, labels, temperature, normalize=True, smoothing=0.0, targets=None, columns=None, weights=None
-):
+def literal(x, memory, labels, temperature, normalize=True, smoothing=0.0, targets=None, columns=None, weights=None):
     """Row by row, as the formula reads."""
     x = F.normalize(x) if normalize else x
     weights = torch.full((len(x),), 1 / len(x), dtype=x.dtype) if weights is None else weights
@@ -123,9 +121,7 @@ def test_golden():
     near(gradient[0], [0.199708, -0.663682, -0.992551, 0.490080, 0.521346, 0.304214, 0.714344, -0.574599])
 
 
-@pytest.mark.parametrize(
-    ("smoothing", "expected", "norm"), [(0.3, 4.361873, 3.397842), (0.1, 5.430050, 4.393430)]
-)
+@pytest.mark.parametrize(("smoothing", "expected", "norm"), [(0.3, 4.361873, 3.397842), (0.1, 5.430050, 4.393430)])
 def test_golden_teacher_targets(smoothing, expected, norm):
     raw, memory, labels = phi(6, 2.0), unit_phi(5, 0.5), torch.tensor([0, 0, 2, 2, 0, 3])
     teacher = (unit_phi(6, 2.2) @ memory.T / 0.05).softmax(1)

@@ -27,9 +27,7 @@ def test_is_its_two_parts(mode, temperature, normalize, device):
     memory_update(expected, F.normalize(x), labels, 0.2, mode, temperature)
 
     actual, leaf = memory.clone(), x.clone().requires_grad_()
-    step = cluster_step(
-        leaf, actual, labels, 0.1, 0.2, mode, update_temperature=temperature, normalize=normalize
-    )
+    step = cluster_step(leaf, actual, labels, 0.1, 0.2, mode, update_temperature=temperature, normalize=normalize)
     step.backward()
     torch.testing.assert_close(step, loss)
     torch.testing.assert_close(leaf.grad, by_x.grad)

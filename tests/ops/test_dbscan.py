@@ -44,9 +44,7 @@ def test_labels_are_those_of_scikit_learn(n, edges, seed, eps, min_samples, wide
 
 def test_a_long_chain():
     n = 100_000
-    chain = sparse.diags_array(
-        [np.ones(n - 1), np.full(n, 1e-9), np.ones(n - 1)], offsets=[-1, 0, 1], format="csr"
-    )
+    chain = sparse.diags_array([np.ones(n - 1), np.full(n, 1e-9), np.ones(n - 1)], offsets=[-1, 0, 1], format="csr")
     assert (reid_fast.dbscan(chain, 1.0, 3) == 0).all()
     assert (reid_fast.dbscan(chain, 0.5, 1) == np.arange(n)).all()
 

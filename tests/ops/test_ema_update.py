@@ -11,12 +11,8 @@ SHAPES = [(), (1,), (7, 3), (64, 3, 7, 7)]
 @pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.999, 1.0])
 def test_matches_the_formula(momentum, where):
-    teacher, student = (
-        [torch.randn(shape, device=where, requires_grad=True) for shape in SHAPES] for _ in range(2)
-    )
-    expected = [
-        momentum * t.detach() + (1 - momentum) * s.detach() for t, s in zip(teacher, student, strict=True)
-    ]
+    teacher, student = ([torch.randn(shape, device=where, requires_grad=True) for shape in SHAPES] for _ in range(2))
+    expected = [momentum * t.detach() + (1 - momentum) * s.detach() for t, s in zip(teacher, student, strict=True)]
     ema_update(iter(teacher), student, momentum)
     for actual, value, leaf in zip(teacher, expected, student, strict=True):
         torch.testing.assert_close(actual.detach(), value)

@@ -102,9 +102,7 @@ def test_autocast_changes_nothing(name):
 
 
 def test_ops_import_no_kernel():
-    program = (
-        "import sys, reid_fast.ops; sys.exit(any(m.startswith('reid_fast.kernels') for m in sys.modules))"
-    )
+    program = "import sys, reid_fast.ops; sys.exit(any(m.startswith('reid_fast.kernels') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 

@@ -17,10 +17,7 @@ SHAPES = [(1, 1, 1, 1), (5, 23, 7, 9), (17, 300, 150, 33)]  # B, N, C, D
 def literal(x, memory, memory_labels, index, temperature, focal=0.0):
     x, loss = F.normalize(x), 0
     for i in range(len(x)):
-        exp = {
-            c: (memory[memory_labels == c] @ x[i] / temperature).mean().exp()
-            for c in set(memory_labels.tolist())
-        }
+        exp = {c: (memory[memory_labels == c] @ x[i] / temperature).mean().exp() for c in set(memory_labels.tolist())}
         p = exp[int(memory_labels[index[i]])] / (sum(exp.values()) + EPSILON)
         loss = loss - (1 - p) ** focal * (p + EPSILON).log() / len(x)
     return loss
@@ -49,9 +46,7 @@ def test_matches_the_literal_loss(shape, focal, device):
         value, by_x = with_gradient(loss, *case)
         torch.testing.assert_close(value, expected)
         torch.testing.assert_close(by_x, gradient)
-    x, memory, labels, index = (
-        t.to(device, torch.float32 if t.is_floating_point() else t.dtype) for t in case[:4]
-    )
+    x, memory, labels, index = (t.to(device, torch.float32 if t.is_floating_point() else t.dtype) for t in case[:4])
     means, counts = class_means(memory, labels)
     loss, by_x = kernel.contrast(x, means, labels[index], 0.1, alive=counts, epsilon=EPSILON, focal=focal)
     torch.testing.assert_close(loss.cpu(), expected.float(), atol=1e-5, rtol=1e-5)
@@ -81,9 +76,7 @@ def test_means_drift_less_than_rounding_matters():
     _, memory, labels, _ = problem(1, 500, 60, 32)
     classes = class_means(memory, labels)
     for _ in range(400):
-        hybrid_update(
-            memory, labels, classes, F.normalize(torch.randn(64, 32)), torch.randint(500, (64,)), 0.2
-        )
+        hybrid_update(memory, labels, classes, F.normalize(torch.randn(64, 32)), torch.randint(500, (64,)), 0.2)
     exact = class_means(memory.double(), labels).means.float()
     torch.testing.assert_close(classes.means, exact, atol=5e-6, rtol=0)
 

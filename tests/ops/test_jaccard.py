@@ -118,9 +118,7 @@ def test_one_graph_serves_every_eps():
 def test_longer_rankings_and_wider_types_are_taken():
     rows = planted(300, 16)
     index, similarity = reid_fast.knn(rows, 40)
-    graph = reid_fast.jaccard_graph(
-        rows, 20, neighbours=(index.astype(np.int64), similarity.astype(np.float64))
-    )
+    graph = reid_fast.jaccard_graph(rows, 20, neighbours=(index.astype(np.int64), similarity.astype(np.float64)))
     assert (graph != reid_fast.jaccard_graph(rows, 20)).nnz == 0
     tensors = torch.from_numpy(index), torch.from_numpy(similarity)
     assert (graph != reid_fast.jaccard_graph(torch.from_numpy(rows), 20, neighbours=tensors)).nnz == 0
@@ -199,9 +197,7 @@ labels = reid_fast.dbscan(reid_fast.jaccard_graph(rows.astype(np.float32)))
 peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]
 print(labels.max() + 1, int(peak) / 1024)
 """
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=True)
     clusters, megabytes = map(float, run.stdout.split())
     assert clusters > 500
     assert 100 < megabytes < 1000

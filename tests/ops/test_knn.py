@@ -35,9 +35,7 @@ def test_every_kernel_finds_the_true_neighbours(kernel, n, width):
         np.fill_diagonal(truth, (rows**2).sum(1))
         # The order of products that fp32 cannot tell apart is free.
         np.testing.assert_allclose(similarity, np.take_along_axis(truth, order, 1), rtol=0, atol=2e-6)
-        np.testing.assert_allclose(
-            similarity, np.take_along_axis(truth, index.astype(int), 1), rtol=0, atol=2e-6
-        )
+        np.testing.assert_allclose(similarity, np.take_along_axis(truth, index.astype(int), 1), rtol=0, atol=2e-6)
         assert all(len(set(row)) == k for row in index.tolist())
 
 
@@ -124,9 +122,7 @@ def test_a_wrong_shape_is_refused(shape):
         reid_fast.knn(np.ones(shape, np.float32), 3)
 
 
-@pytest.mark.parametrize(
-    "features", [np.ones((4, 4), int), torch.ones(4, 4).int(), [[1.0]], np.ones((2, 2), complex)]
-)
+@pytest.mark.parametrize("features", [np.ones((4, 4), int), torch.ones(4, 4).int(), [[1.0]], np.ones((2, 2), complex)])
 def test_a_wrong_type_is_refused(features):
     with pytest.raises(TypeError, match="features must be"):
         reid_fast.knn(features, 3)
@@ -187,8 +183,7 @@ except KeyboardInterrupt:
     print("stopped")
 """
     assert (
-        "stopped"
-        in subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60).stdout
+        "stopped" in subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60).stdout
     )
 
 

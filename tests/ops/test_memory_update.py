@@ -89,9 +89,7 @@ def test_bfloat16_memory_is_rounded_once(device):
     literal(expected, x, labels, 0.5)
     actual = memory.clone()
     memory_update(actual, x, labels, 0.5)
-    torch.testing.assert_close(
-        actual.float(), expected, atol=1e-3, rtol=4e-3
-    )  # half a unit in the last place
+    torch.testing.assert_close(actual.float(), expected, atol=1e-3, rtol=4e-3)  # half a unit in the last place
     fused = memory.to(device)
     kernel.update(fused, x.to(device), labels.to(device), 0.5, "serial", None, None)
     torch.testing.assert_close(fused.float().cpu(), expected, atol=1e-3, rtol=4e-3)

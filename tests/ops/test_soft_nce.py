@@ -32,9 +32,7 @@ def test_match_the_literal_losses(B):
         leaves = [x.clone().requires_grad_() for _ in range(2)]
         value, expected = loss(leaves[0], teacher, third, 0.4), literal(leaves[1], teacher, third, 0.4)
         torch.testing.assert_close(value, expected)
-        torch.testing.assert_close(
-            torch.autograd.grad(value, leaves[0]), torch.autograd.grad(expected, leaves[1])
-        )
+        torch.testing.assert_close(torch.autograd.grad(value, leaves[0]), torch.autograd.grad(expected, leaves[1]))
 
 
 def test_golden_ice():
