@@ -12,8 +12,8 @@ from sklearn.cluster import DBSCAN
 
 import reid_fast
 from reid_fast import _C
-from reid_fast.ops.dbscan import dbscan_ref
-from reid_fast.ops.jaccard import jaccard_graph_ref
+from reid_fast.clustering.dbscan import dbscan_ref
+from reid_fast.clustering.jaccard import jaccard_graph_ref
 
 K1, K2, EPS, MIN_SAMPLES = 30, 6, 0.6, 4
 # Three dense float32 N×N matrices beyond this do not fit beside the rest of a small machine.

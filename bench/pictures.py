@@ -13,11 +13,11 @@ from PIL import Image
 from report import Row, timed
 from torch import Tensor
 
-from reid_fast.data.augment import Augmentation, View, draw
-from reid_fast.data.dali import ERASE_FILL, MEAN, STD, ImageStream
-from reid_fast.data.store import ImageStore, decoded
-from reid_fast.data.synthetic import synthetic_folder
-from reid_fast.log import Log
+from reid_fast.console import Console
+from reid_fast.data.images.augmentation import Augmentation, View, draw
+from reid_fast.data.images.dali import ERASE_FILL, MEAN, STD, ImageStream
+from reid_fast.data.images.store import ImageStore, decoded
+from reid_fast.data.synthetic.draw import synthetic_folder
 
 BATCH = 64
 
@@ -33,7 +33,7 @@ def _rows(paths: list[Path], size: tuple[int, int], pad: int, runs: int) -> list
     view = View(pad=pad)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stream = ImageStream(paths, size, views=(view,), batch_size=BATCH, device=device)
-    pixels, filling = timed(lambda: decoded(paths, size, 2, device=device, threads=2, log=Log()), 1)
+    pixels, filling = timed(lambda: decoded(paths, size, 2, device=device, threads=2, console=Console()), 1)
     store = ImageStore(paths, pixels)
     starts = range(0, len(paths) - BATCH + 1, BATCH)
 

@@ -53,7 +53,7 @@ def _memory_step(form: Callable[..., Tensor], x: Tensor, memory: Tensor, labels:
 
 def _whole_step(arch: str, size: tuple[int, int], B: int, C: int, device: torch.device, runs: int) -> Row:
     """Forward, loss, backward, Adam and memory update on pictures that are there already."""
-    amp = amp_dtype(device, True)
+    amp = amp_dtype(device, True, size[1])
     images = torch.randn(B, 3, *size, device=device).to(memory_format=torch.channels_last)
 
     def stepper(form: Callable[..., Tensor]) -> Callable[[], Tensor]:

@@ -6,10 +6,10 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
-    "knn": "reid_fast.ops.knn",
-    "jaccard_graph": "reid_fast.ops.jaccard",
-    "jaccard_distance": "reid_fast.ops.jaccard",
-    "dbscan": "reid_fast.ops.dbscan",
+    "knn": "reid_fast.clustering.knn",
+    "jaccard_graph": "reid_fast.clustering.jaccard",
+    "jaccard_distance": "reid_fast.clustering.jaccard",
+    "dbscan": "reid_fast.clustering.dbscan",
 }
 __all__ = ["dbscan", "jaccard_distance", "jaccard_graph", "knn"]
 

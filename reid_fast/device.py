@@ -8,6 +8,8 @@ import torch
 
 from reid_fast.errors import UserError
 
+_ISA = "ONEDNN_MAX_CPU_ISA"  # what oneDNN may use of the processor's instructions
+
 
 def pick_device(name: str) -> torch.device:
     """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that is there.
@@ -40,10 +42,25 @@ def require_one_process() -> None:
         )
 
 
-def amp_dtype(device: torch.device, wanted: bool) -> torch.dtype | None:
-    """The autocast type: bfloat16 where the device computes in it, else float16; None for full precision."""
+def amp_dtype(device: torch.device, wanted: bool, width: int) -> torch.dtype | None:
+    """The autocast type: bfloat16 where the device computes in it, else float16; None for full precision.
+
+    Args:
+        device: where the encoder runs.
+        wanted: whether precision may be mixed at all.
+        width: of the images, in pixels.
+
+    Raises:
+        UserError: this processor computes the bfloat16 convolutions of such narrow images wrongly.
+    """
     if not wanted:
         return None
+    # oneDNN 3.x reads past the input of a strided AMX convolution at most two columns wide: random numbers, even NaN.
+    if device.type == "cpu" and width <= 16 and torch.cpu._is_amx_tile_supported() and _ISA not in os.environ:
+        raise UserError(
+            f"with --amp this processor computes images of --width {width} wrongly (oneDNN's AMX convolutions): "
+            f"take --width 17 or more, train without --amp, or set {_ISA}=AVX512_CORE_BF16 in the environment"
+        )
     if device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float16

@@ -13,14 +13,15 @@ from tyro.conf import Positional, arg
 
 from reid_fast import checkpoint
 from reid_fast.config import Config
-from reid_fast.data.dali import MEAN, STD, ImageStream
+from reid_fast.console import Console
+from reid_fast.data.images.dali import MEAN, STD, ImageStream
 from reid_fast.data.open import open_set
-from reid_fast.data.records import ReidSet
+from reid_fast.data.sets.records import ReidSet
 from reid_fast.device import amp_dtype, pick_device
 from reid_fast.errors import UserError, exit_on_user_error
 from reid_fast.labels.extract import extract
-from reid_fast.log import Log, score_table
 from reid_fast.metrics import Scores, rank_scores
+from reid_fast.metrics_log import score_table
 from reid_fast.models.encoder import Encoder
 
 
@@ -58,25 +59,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def evaluate(config: EvaluateConfig) -> Scores:
     """Score a run folder's encoder, print a table and write JSON."""
-    log = Log()
+    console = Console()
     device = pick_device(config.device)
     encoder, description = load_encoder(config.run_folder)
-    data = open_set(config.dataset, config.data_dir, config.pattern, config.skip_bad_images, config.workers, log)
+    data = open_set(config.dataset, config.data_dir, config.pattern, config.skip_bad_images, config.workers, console)
     if data.query is None:
         raise UserError(f"{config.dataset} has no queries and gallery to evaluate on")
     scores = score_encoder(
         encoder.to(device, memory_format=torch.channels_last),
         data,
         (description["height"], description["width"]),
-        log,
-        amp=amp_dtype(device, config.amp),
+        console,
+        amp=amp_dtype(device, config.amp, description["width"]),
         batch_size=config.batch_size,
         threads=config.workers,
     )
-    log.say(score_table({config.dataset: asdict(scores)}))
+    console.say(score_table({config.dataset: asdict(scores)}))
     output = config.output or config.run_folder / f"evaluate-{config.dataset}.json"
     checkpoint.write_json(output, {"dataset": config.dataset, **asdict(scores), "model": description})
-    log.say(f"written to {output}")
+    console.say(f"written to {output}")
     return scores
 
 
@@ -84,7 +85,7 @@ def score_encoder(
     encoder: Encoder,
     data: ReidSet,
     size: tuple[int, int],
-    log: Log,
+    console: Console,
     *,
     amp: torch.dtype | None = None,
     batch_size: int = 256,
@@ -95,7 +96,7 @@ def score_encoder(
     features = []
     for part in (data.query, data.gallery):
         stream = ImageStream(part.paths, size, batch_size=batch_size, device=device, threads=threads)
-        with log.progress("evaluating") as report:
+        with console.progress("evaluating") as report:
             features.append(extract(encoder, stream, batch_size=batch_size, amp=amp, progress=report))
     query, gallery = features
     return rank_scores(query, data.query.pids, data.query.cams, gallery, data.gallery.pids, data.gallery.cams)

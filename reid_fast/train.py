@@ -15,21 +15,22 @@ import torch
 from torch import Tensor
 
 from reid_fast import checkpoint, run_folder
+from reid_fast.clock import Clock
 from reid_fast.config import Config, parse, to_json
-from reid_fast.data.augment import Augmentation, draw
-from reid_fast.data.batch import Batch
-from reid_fast.data.dali import ImageStream
+from reid_fast.console import Console
+from reid_fast.data.images.augmentation import Augmentation, draw
+from reid_fast.data.images.batch import Batch
+from reid_fast.data.images.dali import ImageStream
+from reid_fast.data.images.store import ImageStore, decoded
 from reid_fast.data.open import open_set
-from reid_fast.data.records import ImageSet, ReidSet
-from reid_fast.data.store import ImageStore, decoded
+from reid_fast.data.sets.records import ImageSet, ReidSet
 from reid_fast.device import amp_dtype, choose_kernels, pick_device, require_one_process
 from reid_fast.errors import UserError, exit_on_user_error
 from reid_fast.evaluate import describe, score_encoder
-from reid_fast.labels.cluster import Clock
 from reid_fast.labels.extract import extract
-from reid_fast.log import SCORES, Log, read_metrics, score_key, score_table
 from reid_fast.methods import Method, method_class, method_names
 from reid_fast.metrics import check_evaluable, label_scores
+from reid_fast.metrics_log import SCORES, MetricsLog, epoch_line, read_metrics, score_key, score_table
 from reid_fast.models.encoder import Encoder
 from reid_fast.models.norm import target_state
 
@@ -56,7 +57,8 @@ class Run:
 
     config: Config
     folder: Path
-    log: Log
+    console: Console
+    metrics: MetricsLog
     device: torch.device
     amp: torch.dtype | None
     data: ReidSet
@@ -107,8 +109,8 @@ def build(config: Config) -> Run:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = pick_device(config.device)
-    amp = amp_dtype(device, config.amp)
-    data = open_set(config.dataset, config.data_dir, config.pattern, config.skip_bad_images, config.workers, Log())
+    amp = amp_dtype(device, config.amp, config.width)
+    data = open_set(config.dataset, config.data_dir, config.pattern, config.skip_bad_images, config.workers, Console())
     if data.query is not None:
         check_evaluable(data.query.pids, data.query.cams, data.gallery.pids, data.gallery.cams)
     source = open_source(config, data.train) if config.source else None
@@ -129,16 +131,17 @@ def build(config: Config) -> Run:
         at = Position(**state["at"])
         last_epoch = at.epoch
     run_folder.describe(path, config)
-    log = Log(path, last_epoch=last_epoch, tensorboard=config.tensorboard)
-    log.say(f"{config.method} on {config.dataset}, {config.arch}, {device}, {amp or 'float32'} -> {path}")
-    pictures = open_pictures(config, method, data.train.paths, source.paths if source else (), device, log)
-    return Run(config, path, log, device, amp, data, method, optimizer, scaler, *pictures, at)
+    console = Console()
+    metrics = MetricsLog(path, last_epoch=last_epoch, tensorboard=config.tensorboard)
+    console.say(f"{config.method} on {config.dataset}, {config.arch}, {device}, {amp or 'float32'} -> {path}")
+    pictures = open_pictures(config, method, data.train.paths, source.paths if source else (), device, console)
+    return Run(config, path, console, metrics, device, amp, data, method, optimizer, scaler, *pictures, at)
 
 
 def open_source(config: Config, train: ImageSet) -> ImageSet:
     """The training pictures of `--source`, all of known identity and none of them among `train`."""
     source = open_set(
-        config.source, config.source_dir, config.source_pattern, config.skip_bad_images, config.workers, Log()
+        config.source, config.source_dir, config.source_pattern, config.skip_bad_images, config.workers, Console()
     ).train
     if (source.pids < 0).any():
         raise UserError(f"--source {config.source} has no labels: every picture's identity must be known")
@@ -155,11 +158,11 @@ def open_pictures(
     train: tuple[Path, ...],
     source: tuple[Path, ...],
     device: torch.device,
-    log: Log,
+    console: Console,
 ) -> tuple[Pictures, Pictures, Pictures | None]:
     """`plain`, `training`, `source` of a `Run`: over one array of decoded pictures, or streams if it does not fit."""
     both, first, options = train + source, len(train), {"device": device, "threads": config.workers}
-    pixels = decoded(both, config.size, config.cache, log=log, **options)
+    pixels = decoded(both, config.size, config.cache, console=console, **options)
     if pixels is not None:
         plain, training = ImageStore(train, pixels[:first]), ImageStore(both, pixels)
         return plain, training, ImageStore(source, pixels[first:]) if source else None
@@ -173,7 +176,7 @@ def label_pictures(run: Run) -> np.ndarray:
     method, epoch, clock = run.method, run.at.epoch, Clock(run.at.seconds)
 
     def extract_features(encoder: Encoder, *, source: bool = False) -> Tensor:
-        with run.log.progress("extracting") as report:
+        with run.console.progress("extracting") as report:
             return extract(encoder, run.source if source else run.plain, amp=run.amp, progress=report)
 
     with clock.stage("extract"):
@@ -206,7 +209,7 @@ def train_epoch(run: Run) -> None:
     method.train()
     plan = method.plan(at.labels.numpy(), at.epoch)
     unread: list[Tensor] = []  # losses that the host has not looked at yet
-    with run.log.progress("training") as report, clock.stage("train") as lap:
+    with run.console.progress("training") as report, clock.stage("train") as lap:
         for batch in batches(run, plan):
             with torch.autocast(run.device.type, run.amp, enabled=run.amp is not None):
                 loss = sum(method.loss(batch).values())
@@ -295,10 +298,11 @@ def finish_epoch(run: Run, row: dict[str, Any]) -> None:
         clock = Clock(row["seconds"])
         with clock.stage("evaluate"):
             for prefix, encoder in {"": run.method.model, **run.method.others}.items():
-                scores = score_encoder(encoder, run.data, config.size, run.log, amp=run.amp, threads=config.workers)
+                scores = score_encoder(encoder, run.data, config.size, run.console, amp=run.amp, threads=config.workers)
                 row |= {score_key(prefix, name): getattr(scores, name) for name in SCORES}
         row |= {"seconds": dict(clock)}
-    run.log.epoch(row, config.epochs)
+    run.metrics.add(row)
+    run.console.say(epoch_line(row, config.epochs))
 
 
 def save(run: Run) -> None:
@@ -327,8 +331,8 @@ def summarise(run: Run) -> None:
             for name, epoch in names.items()
         }
     if table:
-        run.log.say(score_table(table))
-    run.log.say(f"model and metrics are in {run.folder}")
+        run.console.say(score_table(table))
+    run.console.say(f"model and metrics are in {run.folder}")
 
 
 def method_settings(method: str, place: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

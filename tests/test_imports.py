@@ -10,15 +10,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "reid_fast"
-LEAVES = {"checkpoint", "config", "device", "errors", "log", "metrics", "run_folder"}
+LEAVES = {"checkpoint", "clock", "config", "console", "device", "errors", "metrics", "metrics_log", "run_folder"}
 BELOW = {  # what each room may import, beside itself and the leaves
     "train": {"evaluate", "methods", "labels", "models", "data"},
     "evaluate": {"labels", "models", "data"},
-    "methods": {"labels", "models", "data", "ops"},
-    "labels": {"models", "data", "ops"},
+    "methods": {"memories", "labels", "models", "data", "clustering", "ops"},
+    "memories": {"ops"},
+    "labels": {"models", "data", "clustering"},
     "models": {"ops"},
     "data": {"ops"},
-    "ops": {"kernels", "_C"},
+    "clustering": {"_C"},
+    "ops": {"kernels"},
     "kernels": set(),
 }
 MODULES = {
@@ -61,9 +63,9 @@ def test_imports_point_one_way(module):
     assert rooms_imported(module) <= allowed
 
 
-def test_only_ops_import_kernels_and_the_extension():
-    users = {name.split(".")[1] for name in MODULES if rooms_imported(name) & {"kernels", "_C"}}
-    assert users <= {"ops", "kernels"}
+@pytest.mark.parametrize(("compiled", "users"), [("kernels", {"ops", "kernels"}), ("_C", {"clustering"})])
+def test_compiled_code_has_one_user(compiled, users):
+    assert {name.split(".")[1] for name in MODULES if compiled in rooms_imported(name)} <= users
 
 
 def test_methods_do_not_import_one_another():
@@ -74,7 +76,7 @@ def test_methods_do_not_import_one_another():
 
 def test_methods_know_no_loader():
     for module in modules_below("methods"):
-        loaders = ("reid_fast.data.dali", "reid_fast.data.store")
+        loaders = ("reid_fast.data.images.dali", "reid_fast.data.images.store")
         assert not {name for name in imports(module) if name.startswith(loaders)}, module
 
 
@@ -131,7 +133,7 @@ def test_the_ops_work_without_the_optional_packages():
     [
         (
             "nvidia.dali",
-            "from reid_fast.data.dali import ImageStream; ImageStream([], (8, 8))",
+            "from reid_fast.data.images.dali import ImageStream; ImageStream([], (8, 8))",
             "nvidia-dali-cuda120",
         ),
         ("tyro", "import reid_fast.config", "pip install tyro"),

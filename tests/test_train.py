@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reid_fast.data import dali
-from reid_fast.data.synthetic import synthetic_folder
+from reid_fast.data.images import dali
+from reid_fast.data.synthetic.draw import synthetic_folder
 from reid_fast.evaluate import main as evaluate
 from reid_fast.train import main as train
 

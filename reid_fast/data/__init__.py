@@ -1,1 +1,1 @@
-"""Records, pictures and their order: data sets, the sampler, augmentation parameters, the DALI stream."""
+"""Images and their order: `sets` (folder to records), `synthetic` (the drawn set), `images` (those of a step)."""

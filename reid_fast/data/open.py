@@ -4,55 +4,56 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reid_fast.data.check import check_images
-from reid_fast.data.counts import render_counts
-from reid_fast.data.dali import undecodable
-from reid_fast.data.records import ImageSet, ReidSet
-from reid_fast.data.sets import load_set, market_style
-from reid_fast.data.synthetic import synthetic_folder
+from reid_fast.console import Console
+from reid_fast.data.images.dali import undecodable
+from reid_fast.data.sets.check import check_images
+from reid_fast.data.sets.counts import render_counts
+from reid_fast.data.sets.load import load_set, market_style
+from reid_fast.data.sets.records import ImageSet, ReidSet
+from reid_fast.data.synthetic.draw import synthetic_folder
 from reid_fast.errors import UserError
-from reid_fast.log import Log
 
 
 def open_set(
-    name: str, data_dir: Path | None, pattern: str | None, skip_bad_images: bool, threads: int, log: Log
+    name: str, data_dir: Path | None, pattern: str | None, skip_bad_images: bool, threads: int, console: Console
 ) -> ReidSet:
     """Read a data set and print its table of counts.
 
     Args:
-        name: "synthetic", or one of `reid_fast.data.sets.SET_NAMES`.
+        name: "synthetic", or one of `reid_fast.data.sets.load.SET_NAMES`.
         data_dir: the set's folder or one above it; for "synthetic", where to keep it (None: the user's cache).
         pattern: see `load_set`.
         skip_bad_images: decode every picture once and leave out those that fail, instead of stopping at the first
             one whose file is visibly broken.
         threads: CPU threads for that.
-        log: gets the table and the progress.
+        console: gets the table and the progress.
 
     Raises:
         UserError: no such set or folder, another layout, a broken picture.
     """
     if name == "synthetic":
-        data = market_style(name, _synthetic(data_dir, log))
+        data = market_style(name, _synthetic(data_dir, console))
     elif data_dir is None:
         raise UserError(f"--dataset {name} needs --data-dir, the folder that holds it")
     else:
         data = load_set(name, data_dir, pattern=pattern)
     splits = {"train": data.train, "query": data.query, "gallery": data.gallery}
     checked = {
-        key: None if split is None else _checked(split, skip_bad_images, threads, log) for key, split in splits.items()
+        key: None if split is None else _checked(split, skip_bad_images, threads, console)
+        for key, split in splits.items()
     }
     data = ReidSet(data.name, **checked, size=data.size, layout=data.layout)
-    log.say(render_counts(data))
+    console.say(render_counts(data))
     return data
 
 
-def _synthetic(root: Path | None, log: Log) -> Path:
-    with log.progress("drawing people") as report:
+def _synthetic(root: Path | None, console: Console) -> Path:
+    with console.progress("drawing people") as report:
         return synthetic_folder(root, progress=report)
 
 
-def _checked(split: ImageSet, skip_bad_images: bool, threads: int, log: Log) -> ImageSet:
-    with log.progress("checking files", "files") as report:
+def _checked(split: ImageSet, skip_bad_images: bool, threads: int, console: Console) -> ImageSet:
+    with console.progress("checking files", "files") as report:
         bad = check_images(split.paths, progress=report)
     if bad and not skip_bad_images:
         (path, reason), others = bad[0], len(bad) - 1
@@ -62,8 +63,8 @@ def _checked(split: ImageSet, skip_bad_images: bool, threads: int, log: Log) -> 
         return split
     broken = {path for path, _ in bad}
     rest = [path for path in split.paths if path not in broken]
-    with log.progress("decoding") as report:
+    with console.progress("decoding") as report:
         broken |= undecodable(rest, threads, report)
     if broken:
-        log.say(f"left out {len(broken)} unreadable pictures, the first one {min(broken)}")
+        console.say(f"left out {len(broken)} unreadable pictures, the first one {min(broken)}")
     return split.select([path not in broken for path in split.paths])

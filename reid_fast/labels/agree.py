@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
+from reid_fast.clustering.device_graph import on_host
 from reid_fast.errors import UserError
-from reid_fast.ops.cuda import on_host
 
 
 def outliers_apart(labels: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ def refine(
     Args:
         labels: [N] DBSCAN labels at eps, -1 for outliers.
         tight: [N] the same at the tight eps.
-        graph: [N, N] Jaccard distances built at `reid_fast.ops.jaccard.BELOW_ONE`: what it lacks lies at 1.
+        graph: [N, N] Jaccard distances built at `reid_fast.clustering.jaccard.BELOW_ONE`: what it lacks lies at 1.
         ratio: keep an image iff ratio·D_T ≤ D_C.
         norm: "reference" divides each image's cross distances by its n² (the published code: it dissolves the
             larger part of a split cluster); "mean" takes the mean cross distance of the sub-cluster.

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid_fast.data.dali import ImageStream
-from reid_fast.data.store import ImageStore
+from reid_fast.data.images.dali import ImageStream
+from reid_fast.data.images.store import ImageStore
 from reid_fast.errors import UserError
 from reid_fast.models.encoder import Encoder
 

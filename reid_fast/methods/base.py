@@ -11,20 +11,21 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
 
-from reid_fast import ops
+from reid_fast import clustering, ops
+from reid_fast.clock import Clock
+from reid_fast.clustering.communities import hdbscan, infomap, similarity_graph
+from reid_fast.clustering.jaccard import BELOW_ONE
 from reid_fast.config import Config
-from reid_fast.data.augment import View
-from reid_fast.data.batch import Batch
-from reid_fast.data.records import ImageSet
-from reid_fast.data.sampler import Rule, epoch_plan, other_cameras
+from reid_fast.data.images.augmentation import View
+from reid_fast.data.images.batch import Batch
+from reid_fast.data.images.sampler import Rule, epoch_plan, other_cameras
+from reid_fast.data.sets.records import ImageSet
 from reid_fast.errors import UserError
-from reid_fast.labels.cluster import Clock, jaccard_graph
-from reid_fast.labels.communities import hdbscan, infomap, similarity_graph
+from reid_fast.labels.graph import jaccard_graph
+from reid_fast.memories.memory import VaryingBuffers, label_means
 from reid_fast.models.encoder import Encoder
-from reid_fast.models.memory import VaryingBuffers, label_means
 from reid_fast.models.norm import split_domains
 from reid_fast.models.weights import load_weights
-from reid_fast.ops.jaccard import BELOW_ONE
 
 
 class Extract(Protocol):
@@ -172,7 +173,7 @@ class Method(VaryingBuffers):
             return infomap(graph, config.min_cluster)
         if config.cluster == "hdbscan":
             return hdbscan(graph, config.min_samples, config.min_cluster)
-        return ops.dbscan(graph, self.eps(epoch), config.min_samples)
+        return clustering.dbscan(graph, self.eps(epoch), config.min_samples)
 
     def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:
         """Rebuild the memory behind the source's rows: the unit mean of each cluster's unit features, [S + C, D]."""

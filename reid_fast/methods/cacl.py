@@ -16,16 +16,16 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, nn
 
-from reid_fast import ops
+from reid_fast import clustering
+from reid_fast.clustering.jaccard import BELOW_ONE
 from reid_fast.config import Config
-from reid_fast.data.augment import View
-from reid_fast.data.batch import Batch
-from reid_fast.data.records import ImageSet
+from reid_fast.data.images.augmentation import View
+from reid_fast.data.images.batch import Batch
+from reid_fast.data.sets.records import ImageSet
 from reid_fast.labels.agree import radii, refine
+from reid_fast.memories.memory import InstanceMemory
 from reid_fast.methods.base import Extract, Method
-from reid_fast.models.memory import InstanceMemory
 from reid_fast.models.norm import GroupedBatchNorm1d, set_bn_group
-from reid_fast.ops.jaccard import BELOW_ONE
 
 
 class Predictor(nn.Module):
@@ -99,7 +99,7 @@ class AsymmetricContrast(Method):
     def labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:
         """Clusters, refined by a tighter clustering: every picture gets a class."""
         config = self.config
-        labels, tight = (ops.dbscan(graph, radius, config.min_samples) for radius in self.radii)
+        labels, tight = (clustering.dbscan(graph, radius, config.min_samples) for radius in self.radii)
         return refine(labels, tight, graph, config.refine_ratio, config.refine_norm)
 
     def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:

@@ -13,12 +13,12 @@ import numpy as np
 from torch import Tensor
 
 from reid_fast.config import Config
-from reid_fast.data.augment import View
-from reid_fast.data.batch import Batch
-from reid_fast.data.records import ImageSet
-from reid_fast.data.sampler import Rule, class_uniform
+from reid_fast.data.images.augmentation import View
+from reid_fast.data.images.batch import Batch
+from reid_fast.data.images.sampler import Rule, class_uniform
+from reid_fast.data.sets.records import ImageSet
+from reid_fast.memories.memory import CameraProxies, camera_proxies
 from reid_fast.methods.base import Method
-from reid_fast.models.memory import CameraProxies, camera_proxies
 
 
 class CameraAwareProxies(Method):

@@ -13,10 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from reid_fast.config import Config
-from reid_fast.data.batch import Batch
-from reid_fast.data.records import ImageSet
+from reid_fast.data.images.batch import Batch
+from reid_fast.data.sets.records import ImageSet
+from reid_fast.memories.memory import CameraProxies
 from reid_fast.methods.base import Method
-from reid_fast.models.memory import CameraProxies
 
 
 class CameraAwareClusterContrast(Method):

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from reid_fast import ops
 from reid_fast.config import Config
-from reid_fast.data.augment import View
-from reid_fast.data.batch import Batch
-from reid_fast.data.records import ImageSet
+from reid_fast.data.images.augmentation import View
+from reid_fast.data.images.batch import Batch
+from reid_fast.data.sets.records import ImageSet
 from reid_fast.methods.base import Method
 from reid_fast.models.encoder import Encoder
 from reid_fast.models.teacher import new_teacher

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from reid_fast import ops
 from reid_fast.config import Config
-from reid_fast.data.augment import View
-from reid_fast.data.batch import Batch
-from reid_fast.data.records import ImageSet
-from reid_fast.data.sampler import Rule, more_cameras
+from reid_fast.data.images.augmentation import View
+from reid_fast.data.images.batch import Batch
+from reid_fast.data.images.sampler import Rule, more_cameras
+from reid_fast.data.sets.records import ImageSet
+from reid_fast.memories.memory import CameraProxies, label_means
 from reid_fast.methods.base import Method
 from reid_fast.models.encoder import Encoder
-from reid_fast.models.memory import CameraProxies, label_means
 from reid_fast.models.teacher import new_teacher
 
 _STREAM = 0x49434500  # keeps these draws apart from every other use of the run's seed

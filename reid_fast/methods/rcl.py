@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from reid_fast import ops
 from reid_fast.config import Config
-from reid_fast.data.batch import Batch
-from reid_fast.data.records import ImageSet
+from reid_fast.data.images.batch import Batch
+from reid_fast.data.sets.records import ImageSet
 from reid_fast.methods.base import Method
 
 MOST_MEMBERS = 256  # of a cluster that attend to each other

@@ -14,13 +14,13 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from reid_fast import ops
+from reid_fast import clustering
 from reid_fast.config import Config
-from reid_fast.data.batch import Batch
-from reid_fast.data.records import ImageSet
+from reid_fast.data.images.batch import Batch
+from reid_fast.data.sets.records import ImageSet
 from reid_fast.labels.agree import radii, self_paced
+from reid_fast.memories.memory import InstanceMemory
 from reid_fast.methods.base import Extract, Method
-from reid_fast.models.memory import InstanceMemory
 
 
 class SelfPacedContrast(Method):
@@ -66,7 +66,7 @@ class SelfPacedContrast(Method):
 
     def labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:
         """Clusters at three radii, then the reliability criteria: every picture gets a class."""
-        clusterings = (ops.dbscan(graph, radius, self.config.min_samples) for radius in self.radii)
+        clusterings = (clustering.dbscan(graph, radius, self.config.min_samples) for radius in self.radii)
         threshold = None if self.threshold.isnan() else self.threshold.item()
         labels, threshold = self_paced(*clusterings, threshold)
         self.threshold.fill_(threshold)

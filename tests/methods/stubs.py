@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from reid_fast.config import Config
-from reid_fast.data.batch import Batch
-from reid_fast.data.records import ImageSet
+from reid_fast.data.images.batch import Batch
+from reid_fast.data.sets.records import ImageSet
 from reid_fast.methods import method_class
 
 
@@ -28,16 +28,6 @@ class RawEncoder(nn.Module):
 
     def forward(self, raw):
         return F.normalize(self.necked(self.pooled(raw)))
-
-
-def phi(n, s):
-    """Φ(n, s)[i, j] = sin(s + 1.7 i + 0.9 j + 0.31 i j), eight columns."""
-    i, j = torch.arange(n).double()[:, None], torch.arange(8).double()
-    return torch.sin(s + 1.7 * i + 0.9 * j + 0.31 * i * j).float()
-
-
-def unit_phi(n, s):
-    return F.normalize(phi(n, s))
 
 
 def pictures(cams):

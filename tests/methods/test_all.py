@@ -11,8 +11,8 @@ from stubs import batch_of
 
 from reid_fast import methods
 from reid_fast.config import Config
-from reid_fast.data.records import ImageSet
-from reid_fast.data.synthetic import synthetic_folder
+from reid_fast.data.sets.records import ImageSet
+from reid_fast.data.synthetic.draw import synthetic_folder
 from reid_fast.evaluate import main as evaluate
 from reid_fast.methods import method_class, method_names
 from reid_fast.models.resnet import ARCHS, Arch, BasicBlock

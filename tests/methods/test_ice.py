@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from stubs import assert_near, batch_of, new_method, phi, stepped, unit_phi
+from inputs import phi, unit_phi
+from stubs import assert_near, batch_of, new_method, stepped
 
 from reid_fast.config import parse
 from reid_fast.errors import UserError

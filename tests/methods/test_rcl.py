@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from stubs import assert_near, new_method, phi, stepped, unit_phi
+from inputs import phi, unit_phi
+from stubs import assert_near, new_method, stepped
 
 from reid_fast.methods.rcl import MOST_MEMBERS, Aggregation, backward_csa, members_by_cluster
 

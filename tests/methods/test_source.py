@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from stubs import assert_near, batch_of, phi, unit_phi
+from inputs import phi, unit_phi
+from stubs import assert_near, batch_of
 
 from reid_fast.config import Config
-from reid_fast.data.records import ImageSet
-from reid_fast.data.synthetic import synthetic_folder
+from reid_fast.data.sets.records import ImageSet
+from reid_fast.data.synthetic.draw import synthetic_folder
 from reid_fast.evaluate import main as evaluate
 from reid_fast.methods import method_class
 from reid_fast.models.encoder import Encoder

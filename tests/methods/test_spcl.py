@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from stubs import assert_near, new_method, phi, stepped, unit_phi
+from inputs import phi, unit_phi, waves
+from stubs import assert_near, new_method, stepped
 
 import reid_fast
 from reid_fast.config import parse
@@ -14,13 +14,6 @@ from reid_fast.train import method_settings
 pytestmark = pytest.mark.usefixtures("raw_encoder")
 LABELS = np.array([0, 0, 0, 1, 1, 3, 3, 4, 5, 3])  # class 2 is empty
 INDEX = [0, 4, 0, 9]
-
-
-def waves():
-    """The features of the published clustering test: 60 pictures, 10 groups."""
-    i, j = np.arange(60)[:, None], np.arange(16)
-    rows = np.sin(1.3 * (i // 6 + 1) * (j + 1)) + 0.9 * np.cos(0.7 + 2.1 * i + 1.1 * j + 0.37 * i * j)
-    return F.normalize(torch.from_numpy(rows)).float()
 
 
 def started(labels, features, **options):
@@ -51,7 +44,7 @@ def test_the_class_means_follow_their_members():
 
 
 def test_relabelling_keeps_what_the_tight_and_the_loose_clustering_confirm():
-    features = waves()
+    features = torch.from_numpy(waves())
     method = new_method("spcl", cams=[0] * 60, eps=0.5, eps_gap=0.1, k1=8, k2=3)
     method.instances.fill(features)
     assert method.max_distance(0) == pytest.approx(0.6)
@@ -64,7 +57,7 @@ def test_relabelling_keeps_what_the_tight_and_the_loose_clustering_confirm():
 
 
 def test_the_threshold_of_the_first_epoch_is_kept_and_saved():
-    features = waves()
+    features = torch.from_numpy(waves())
     graph = reid_fast.jaccard_graph(features, 8, 3, 0.6)
     options = {"cams": [0] * 60, "eps": 0.5, "eps_gap": 0.1}
     method, other = new_method("spcl", **options), new_method("spcl", **options)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from reid_fast.data.augment import View, draw
+from reid_fast.data.images.augmentation import View, draw
 from reid_fast.kernels import augment as kernel
 from reid_fast.ops import augment
 from reid_fast.ops.augment import _op
@@ -88,7 +88,7 @@ def test_matches_the_literal_picture(case, device):
 def test_matches_the_stream(tmp_path):
     """The same parameters give the same picture through DALI, from files."""
     image = pytest.importorskip("PIL.Image")
-    dali = pytest.importorskip("reid_fast.data.dali")
+    dali = pytest.importorskip("reid_fast.data.images.dali")
     view = View(pad=4, erase=1.0)
     images, index, flip, crop, erase, *_ = problem(4, 32, 16, 6, view)
     paths = [tmp_path / f"{i}.png" for i in range(4)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import near, phi, unit_phi
+from inputs import near, phi, unit_phi
 
 from reid_fast.ops import cluster_nce, hard_nce, soft_nce
 

@@ -1,0 +1,19 @@
+"""Features to labels: neighbours, the k-reciprocal Jaccard graph, DBSCAN and what can stand in for it."""
+
+from reid_fast.clustering.communities import hdbscan, infomap, similarity_graph
+from reid_fast.clustering.dbscan import dbscan
+from reid_fast.clustering.jaccard import BELOW_ONE, jaccard_distance, jaccard_graph
+from reid_fast.clustering.knn import knn
+from reid_fast.clustering.knn_ivf import knn_ivf
+
+__all__ = [
+    "BELOW_ONE",
+    "dbscan",
+    "hdbscan",
+    "infomap",
+    "jaccard_distance",
+    "jaccard_graph",
+    "knn",
+    "knn_ivf",
+    "similarity_graph",
+]

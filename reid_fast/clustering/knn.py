@@ -1,0 +1,100 @@
+"""Exact nearest neighbours of unit features among themselves (Zhong et al., CVPR 2017, the first step)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from reid_fast import _C
+from reid_fast.clustering.features import Features, clip_k, unit_rows
+
+# Products held at once by a search in blocks: half a gigabyte.
+_BLOCK_PRODUCTS = 1 << 27
+
+
+def knn(features: Features, k: int) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
+    """The k most similar rows of each row by cosine, exact.
+
+    On the CPU one compiled pass forms the products and selects from them: in bf16 where the processor
+    multiplies it (fp32 elsewhere), each product used for its row and its column, and everything that the
+    rounding error bound cannot exclude settled by an fp32 dot product. Memory: half the features' size (all
+    of it in fp32) and 32·K bytes a row. On a GPU, fp32 products in blocks of rows. When `torch.distributed`
+    runs, every rank calls this with the same features, searches its share of the rows, and gets them all.
+
+    Args:
+        features: [N, D], any float type, strides and device; rows are divided by their norm here.
+        k: neighbours of a row, itself included; more than N is clipped to N with a warning.
+
+    Returns:
+        index [N, K] int32 and similarity [N, K] float32, most similar first (the lower index on ties), the
+        row itself in column 0; arrays for an array, tensors on the features' device for a tensor.
+
+    Raises:
+        ValueError: k < 1, or a feature row that is zero or not finite (named).
+    """
+    rows = unit_rows(features)
+    k = clip_k(k, len(rows), "k")
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        index, similarity = _sharded(rows, k)
+    else:
+        index, similarity = _search(rows, k, 0, len(rows))
+    return (index, similarity) if isinstance(features, Tensor) else (index.numpy(), similarity.numpy())
+
+
+def knn_ref(features: Features, k: int) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
+    """`knn` in plain PyTorch: blocks of rows, never an N×N array; the order of ties is torch's."""
+    rows = unit_rows(features)
+    k = clip_k(k, len(rows), "k")
+    index, similarity = _search_in_blocks(rows, k, 0, len(rows))
+    return (index, similarity) if isinstance(features, Tensor) else (index.numpy(), similarity.numpy())
+
+
+def _search(rows: Tensor, k: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
+    if rows.is_cuda:
+        return _search_in_blocks(rows, k, begin, end)
+    index, similarity = _C.knn(rows.numpy(), k, begin, end)
+    return torch.from_numpy(index), torch.from_numpy(similarity)
+
+
+def _search_in_blocks(rows: Tensor, k: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
+    index = torch.empty(end - begin, k, dtype=torch.int32, device=rows.device)
+    similarity = torch.empty(end - begin, k, device=rows.device)
+    height = max(1, min(1024, _BLOCK_PRODUCTS // len(rows)))
+    for start in range(begin, end, height):
+        own = torch.arange(start, min(start + height, end), device=rows.device)[:, None]
+        scores = _fp32_products(rows[own[:, 0]], rows)
+        to_itself = scores.gather(1, own)
+        scores.scatter_(1, own, torch.inf)
+        best, columns = scores.topk(k, dim=1)
+        best[:, :1] = to_itself
+        block = slice(start - begin, start - begin + len(own))
+        index[block], similarity[block] = columns.int(), best
+    return index, similarity
+
+
+def _fp32_products(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right.T without TF32, whose 10 bits would reorder neighbours."""
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        return left @ right.T
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
+def _sharded(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Each rank searches an equal share of the rows, the last perhaps less, and all gather all shares."""
+    share = -(-len(rows) // dist.get_world_size())
+    begin = min(dist.get_rank() * share, len(rows))
+    parts = _search(rows, k, begin, min(begin + share, len(rows)))
+    return tuple(_gather_rows(part, share)[: len(rows)] for part in parts)
+
+
+def _gather_rows(part: Tensor, share: int) -> Tensor:
+    padded = part.new_zeros(share, part.shape[1])
+    padded[: len(part)] = part
+    gathered = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, padded)
+    return torch.cat(gathered)

@@ -1,0 +1,72 @@
+"""What a run says on the console: lines, tables, progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console as Terminal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_QUIET_SECONDS = 10.0  # between plain progress lines
+
+
+class Console:
+    """The terminal, or the file that stdout goes to."""
+
+    def __init__(self) -> None:
+        self._terminal = Terminal()
+
+    def say(self, text: object = "") -> None:
+        """Print a line or a table; without a terminal, lines are left unwrapped."""
+        if isinstance(text, str):
+            self._terminal.print(text, highlight=False, markup=False, soft_wrap=not self._terminal.is_terminal)
+        else:
+            self._terminal.print(text)
+
+    @contextmanager
+    def progress(self, title: str, unit: str = "images") -> Iterator[Callable[..., None]]:
+        """A bar with rate and time left, or a plain line every ten seconds; yields `report(done, total, note="")`."""
+        if not self._terminal.is_terminal:
+            yield self._plain_progress(title, unit)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self._terminal, transient=True) as bars:
+            task = bars.add_task(title, total=None, rate="", note="")
+
+            def report(done: int, total: int, note: str = "") -> None:
+                speed = bars.tasks[0].speed
+                rate = f"{speed:,.0f} {unit}/s" if speed else ""
+                bars.update(task, completed=done, total=total, note=note, rate=rate)
+
+            yield report
+
+    def _plain_progress(self, title: str, unit: str) -> Callable[..., None]:
+        start = spoken = time.monotonic()
+        first: int | None = None
+
+        def report(done: int, total: int, note: str = "") -> None:
+            nonlocal first, spoken
+            now = time.monotonic()
+            if first is None:  # a resumed epoch does not begin at 0
+                first = done
+            if now - spoken >= _QUIET_SECONDS and first < done < total:
+                spoken = now
+                rate = (done - first) / (now - start)
+                left = _clock((total - done) / rate)
+                self.say(f"  {title} {done:,}/{total:,}, {rate:,.0f} {unit}/s, {left} left{note and ', ' + note}")
+
+        return report
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02d}"

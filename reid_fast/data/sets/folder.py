@@ -1,0 +1,59 @@
+"""The `folder` set: any tree of unlabelled crops."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from reid_fast.data.sets.files import IMAGE_SUFFIXES, nested_images
+from reid_fast.data.sets.records import ImageSet, Int64, ReidSet
+from reid_fast.errors import UserError
+
+SIZE = (256, 128)
+
+
+def load_folder(root: Path, pattern: str | None = None) -> ReidSet:
+    """Every image below `root`, at any depth, as a training split; there is no query or gallery.
+
+    Args:
+        root: an existing folder.
+        pattern: regular expression with a group `cam`, `pid` or both, searched in the base name, or, when it
+            contains a `/` itself, in the path relative to `root`. Cameras and identities are numbered from 0
+            in the sorted order of the captured text; without their group they are all -1.
+
+    Raises:
+        UserError: no images, a pattern that is no such expression, a file that does not match it.
+    """
+    paths = tuple(sorted(nested_images(root), key=str))
+    if not paths:
+        raise UserError(f"{root} holds no images: point --data-dir at files ending in {' '.join(IMAGE_SUFFIXES)}")
+    unknown = np.full(len(paths), -1, dtype=np.int64)
+    captured = {} if pattern is None else _captured(paths, root, _compiled(pattern))
+    train = ImageSet(paths, captured.get("pid", unknown), captured.get("cam", unknown))
+    return ReidSet("folder", train, None, None, SIZE, "folder of images")
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--pattern {pattern!r} is not a regular expression: {error}") from None
+    if not {"cam", "pid"} & set(expression.groupindex):
+        raise UserError(f"--pattern {pattern!r} names no group: write (?P<cam>...) around the camera's part")
+    return expression
+
+
+def _captured(paths: tuple[Path, ...], root: Path, pattern: re.Pattern[str]) -> dict[str, Int64]:
+    """[N] numbers of each group of `pattern`, in the sorted order of its texts."""
+    nested = "/" in pattern.pattern
+    groups = sorted({"cam", "pid"} & set(pattern.groupindex))
+    texts = []
+    for path in paths:
+        match = pattern.search(path.relative_to(root).as_posix() if nested else path.name)
+        if match is None or None in match.group(*groups, 0):
+            raise UserError(f"{path} does not match --pattern {pattern.pattern!r}: correct one or the other")
+        texts.append(match.group(*groups, 0)[:-1])
+    columns = zip(groups, np.array(texts).T, strict=True)
+    return {group: np.unique(column, return_inverse=True)[1].astype(np.int64) for group, column in columns}

@@ -1,0 +1,5 @@
+"""`python -m reid_fast.data.synthetic`."""
+
+from reid_fast.data.synthetic.draw import main
+
+main()

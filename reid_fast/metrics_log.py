@@ -1,0 +1,100 @@
+"""What a run records: a row an epoch in metrics.jsonl, and TensorBoard's events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from reid_fast.errors import UserError
+
+SCORES = ("mAP", "rank1", "rank5", "rank10", "mINP")
+
+
+def score_key(encoder: str, name: str) -> str:
+    """A score's key in metrics.jsonl: its name for the method's model (""), `teacher_mAP` for its teacher."""
+    return f"{encoder}_{name}" if encoder else name
+
+
+class MetricsLog:
+    """The rows of one run folder."""
+
+    def __init__(self, folder: Path, *, last_epoch: int = 0, tensorboard: bool = False) -> None:
+        """
+        Args:
+            folder: of the run.
+            last_epoch: rows of later epochs are dropped from metrics.jsonl: a resumed run writes them again.
+            tensorboard: write events too.
+        """
+        self._rows = folder / "metrics.jsonl"
+        if self._rows.exists():
+            kept = [row for row in read_metrics(self._rows) if row["epoch"] <= last_epoch]
+            self._rows.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._events = _tensorboard(folder) if tensorboard else None
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Record an epoch."""
+        with self._rows.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._events:
+            for name, value in _flat(row):
+                self._events.add_scalar(name, value, row["epoch"])
+            self._events.flush()
+
+
+def epoch_line(row: dict[str, Any], epochs: int) -> str:
+    """One line for one row of metrics.jsonl."""
+    parts = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"]
+    if "clusters" in row:
+        parts += [
+            f"{row['clusters']:>4} clusters",
+            f"{row['outliers']:>4} outliers",
+            f"loss {row['loss']:.3f}",
+            f"{row['images_per_second']:,.0f} images/s",
+        ]
+    if "mAP" in row:
+        parts += [f"mAP {row['mAP']:.1%}", f"rank-1 {row['rank1']:.1%}"]
+    parts += [f"{key.replace('_', ' ')} {value:.1%}" for key, value in row.items() if key.endswith("_mAP")]
+    parts.append(", ".join(f"{stage} {seconds:.1f}" for stage, seconds in row["seconds"].items()) + " s")
+    return " | ".join(parts)
+
+
+def score_table(rows: dict[str, dict[str, float]]) -> Table:
+    """A table of scores, one named row each."""
+    table = Table()
+    table.add_column("")
+    for title in ("mAP", "rank-1", "rank-5", "rank-10", "mINP"):
+        table.add_column(title, justify="right")
+    for name, scores in rows.items():
+        table.add_row(name, *(f"{100 * scores[key]:.1f} %" for key in SCORES))
+    return table
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line cut short by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _flat(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}/{key}", inner) for key, inner in value.items())
+        elif name != "epoch":
+            yield name, value
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard needs the extra: pip install 'reid-fast[tensorboard]'") from None
+    return SummaryWriter(str(folder))

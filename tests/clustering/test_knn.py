@@ -1,0 +1,206 @@
+"""The exact kNN: every kernel, every kind of input, any number of threads and ranks."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from inputs import planted
+
+import reid_fast
+from reid_fast import _C
+from reid_fast.clustering.knn import knn_ref
+from reid_fast.clustering.knn_ivf import knn_ivf
+
+SHAPES = [(1, 1), (2, 3), (47, 5), (48, 64), (49, 65), (131, 1), (145, 129), (700, 257)]
+
+
+def exact(rows, k):
+    """By (similarity descending, index ascending), the row itself first, in double precision."""
+    similarity = rows.astype(np.float64) @ rows.astype(np.float64).T
+    np.fill_diagonal(similarity, np.inf)
+    return similarity, np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+
+
+@pytest.mark.parametrize("kernel", _C.similarity_kernels())
+@pytest.mark.parametrize(("n", "width"), SHAPES)
+def test_every_kernel_finds_the_true_neighbours(kernel, n, width):
+    rows = planted(n, width, seed=n)
+    for k in {1, min(2, n), min(31, n), n if n < 200 else 1}:
+        index, similarity = _C.knn(rows, k, 0, n, kernel)
+        assert (index[:, 0] == np.arange(n)).all()
+        truth, order = exact(rows, k)
+        np.fill_diagonal(truth, (rows**2).sum(1))
+        # The order of products that fp32 cannot tell apart is free.
+        np.testing.assert_allclose(similarity, np.take_along_axis(truth, order, 1), rtol=0, atol=2e-6)
+        np.testing.assert_allclose(similarity, np.take_along_axis(truth, index.astype(int), 1), rtol=0, atol=2e-6)
+        assert all(len(set(row)) == k for row in index.tolist())
+
+
+@pytest.mark.parametrize("kernel", _C.similarity_kernels())
+def test_rows_too_crowded_for_the_error_bound_are_searched_exhaustively(kernel):
+    rng = np.random.default_rng(0)
+    rows = 1 + 1e-5 * rng.normal(size=(1500, 40))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    index, similarity = _C.knn(rows, 20, 0, len(rows), kernel)
+    other, same = _C.knn(rows, 20, 0, len(rows), "portable")
+    assert (index == other).all()
+    assert (similarity == same).all()
+
+
+def test_equal_rows_come_in_index_order():
+    rows = np.repeat(planted(5, 16), 400, axis=0)
+    index, _ = reid_fast.knn(rows, 6)
+    first = np.arange(2000) // 400 * 400
+    for i in (0, 3, 399, 400, 1999):
+        expected = [i, *[j for j in range(first[i], first[i] + 7) if j != i][:5]]
+        assert index[i].tolist() == expected
+
+
+@pytest.mark.parametrize("threads", [2, 7])
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch, threads):
+    rows = planted(3000, 48)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    alone = reid_fast.knn(rows, 30)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    together = reid_fast.knn(rows, 30)
+    assert all((a == b).all() for a, b in zip(alone, together, strict=True))
+
+
+def test_a_share_of_the_rows_is_the_same_part_of_the_whole():
+    rows = planted(500, 24)
+    index, similarity = _C.knn(rows, 9, 0, 500)
+    for begin, end in [(0, 0), (0, 1), (17, 203), (203, 500), (499, 500)]:
+        part = _C.knn(rows, 9, begin, end)
+        assert (part[0] == index[begin:end]).all()
+        assert (part[1] == similarity[begin:end]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
+def test_any_float_type_and_strides(dtype):
+    rows = planted(90, 20).astype(dtype)
+    index, _ = reid_fast.knn(np.ascontiguousarray(rows, np.float32), 8)
+    wide = np.zeros((180, 40), dtype)
+    wide[::2, ::2] = rows
+    for view in (rows, np.asfortranarray(rows), wide[::2, ::2], rows[::-1].copy()[::-1]):
+        assert (reid_fast.knn(view, 8)[0] == index).all()
+
+
+def test_tensors_in_tensors_out():
+    rows = torch.from_numpy(planted(90, 20))
+    index, similarity = reid_fast.knn(rows.bfloat16(), 8)
+    assert index.dtype == torch.int32
+    assert similarity.dtype == torch.float32
+    reference, _ = knn_ref(rows.bfloat16(), 8)
+    assert (index.sort().values == reference.sort().values).all()
+    assert (reid_fast.knn(rows.T.contiguous().T, 8)[0] == reid_fast.knn(rows.numpy(), 8)[0]).all()
+
+
+def test_scale_of_the_rows_does_not_matter():
+    rows = planted(90, 20)
+    assert (reid_fast.knn(rows * 37, 8)[0] == reid_fast.knn(rows, 8)[0]).all()
+
+
+def with_value(value):
+    rows = planted(20, 4)
+    rows[7] = 0 if value is None else rows[7]
+    rows[7, 2] = value or 0
+    return rows
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, None])
+def test_a_bad_row_is_named(value):
+    with pytest.raises(ValueError, match="row 7"):
+        reid_fast.knn(with_value(value), 3)
+
+
+@pytest.mark.parametrize("shape", [(20,), (2, 3, 4), (0, 4), (4, 0)])
+def test_a_wrong_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"\[N, D\]"):
+        reid_fast.knn(np.ones(shape, np.float32), 3)
+
+
+@pytest.mark.parametrize("features", [np.ones((4, 4), int), torch.ones(4, 4).int(), [[1.0]], np.ones((2, 2), complex)])
+def test_a_wrong_type_is_refused(features):
+    with pytest.raises(TypeError, match="features must be"):
+        reid_fast.knn(features, 3)
+
+
+def test_k_out_of_range():
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        reid_fast.knn(planted(20, 4), 0)
+    with pytest.warns(UserWarning, match="k = 30 neighbours asked of 20 rows"):
+        index, _ = reid_fast.knn(planted(20, 4), 30)
+    assert index.shape == (20, 20)
+
+
+def test_the_extension_checks_for_itself():
+    rows = planted(20, 4)
+    for arguments in [
+        (rows, 0, 0, 20),
+        (rows, 21, 0, 20),
+        (rows, 3, -1, 20),
+        (rows, 3, 5, 21),
+        (rows, 3, 5, 4),
+    ]:
+        with pytest.raises(ValueError, match="must lie in"):
+            _C.knn(*arguments)
+    with pytest.raises(ValueError, match="no similarity kernel called abacus"):
+        _C.knn(rows, 3, 0, 20, "abacus")
+    for wrong in (rows.astype(np.float64), np.asfortranarray(rows)):
+        with pytest.raises(TypeError):
+            _C.knn(wrong, 3, 0, 20)
+
+
+def search_on_rank(rank, rows, path):
+    torch.distributed.init_process_group("gloo", f"file://{path}/rendezvous", rank=rank, world_size=2)
+    torch.save(reid_fast.knn(rows, 9), f"{path}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("n", [1, 333])
+@pytest.mark.filterwarnings("ignore:k = 9 neighbours")
+def test_two_ranks_find_what_one_finds(tmp_path, n):
+    rows = torch.from_numpy(planted(n, 24))
+    mp.spawn(search_on_rank, (rows, tmp_path), nprocs=2)
+    alone = reid_fast.knn(rows, 9)
+    for rank in range(2):
+        for whole, found in zip(alone, torch.load(tmp_path / f"{rank}.pt"), strict=True):
+            assert torch.equal(whole, found)
+
+
+def test_ctrl_c_stops_a_search():
+    script = """
+import numpy as np, os, signal, threading, time, reid_fast
+rows = np.random.default_rng(0).normal(size=(60000, 512)).astype(np.float32)
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+start = time.monotonic()
+try:
+    reid_fast.knn(rows, 30)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    assert (
+        "stopped" in subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60).stdout
+    )
+
+
+def test_approximate_search_states_its_recall():
+    pytest.importorskip("faiss")
+    rows = planted(3000, 24)
+    truth, _ = reid_fast.knn(rows, 10)
+    index, similarity, recall = knn_ivf(rows, 10, probes=12)
+    assert (index[:, 0] == np.arange(3000)).all()
+    measured = np.mean([len(np.intersect1d(a, b)) for a, b in zip(index, truth, strict=True)]) / 10
+    assert 0.7 < recall <= 1
+    assert abs(recall - measured) < 0.03
+    np.testing.assert_allclose(similarity[:, 1], (rows * rows[index[:, 1]]).sum(1), atol=1e-6)
+    assert knn_ivf(rows, 10, lists=20, probes=20)[2] > 0.999
+
+
+def test_approximate_search_without_faiss(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(reid_fast.errors.UserError, match="pip install faiss"):
+        knn_ivf(planted(20, 4), 3)

@@ -1,0 +1,81 @@
+"""What tests feed their subjects: formulas with golden values, planted clusters, image files whole and broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy import ndimage
+
+GOLDEN = Path(__file__).parent / "golden/pseudo_labels_200ids.npz"
+PHOTOS = [(128, 64), (48, 24), (97, 31), (200, 90), (30, 20), (61, 61)]
+
+
+def phi(n, s, width=8):
+    """Φ(n, s)[i, j] = sin(s + 1.7 i + 0.9 j + 0.31 i j): the inputs of the golden values."""
+    i, j = torch.arange(n)[:, None].double(), torch.arange(width).double()
+    return torch.sin(s + 1.7 * i + 0.9 * j + 0.31 * i * j).float()
+
+
+def unit_phi(n, s, width=8):
+    return F.normalize(phi(n, s, width))
+
+
+def near(actual, expected, atol=1e-5):
+    torch.testing.assert_close(
+        torch.as_tensor(actual), torch.tensor(expected), atol=atol, rtol=1e-5, check_device=False
+    )
+
+
+def planted(n, width, seed=0, per_cluster=12, noise=0.1):
+    """Unit rows in loose clusters, with a share of rows that belong nowhere."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(max(1, n // per_cluster), width))
+    rows = centres[rng.integers(len(centres), size=n)] + 0.7 * rng.normal(size=(n, width))
+    stray = rng.random(n) < noise
+    rows[stray] = rng.normal(size=(stray.sum(), width))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def waves():
+    """The clustering test computed by the published code: N = 60, d = 16, ten groups of six."""
+    i, j = np.arange(60)[:, None], np.arange(16)
+    rows = np.sin(1.3 * (i // 6 + 1) * (j + 1)) + 0.9 * np.cos(0.7 + 2.1 * i + 1.1 * j + 0.37 * i * j)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def smooth_pictures(count, height, width, seed=0):
+    """Pictures with some structure, as photographs have."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        coarse = rng.uniform(0, 256, (5, 4, 3))
+        fine = ndimage.zoom(coarse, (height / 5, width / 4, 1), order=1)
+        yield (fine + rng.normal(0, 6, fine.shape)).clip(0, 255).astype(np.uint8)
+
+
+def save_photos(folder):
+    """JPEGs of several sizes, larger and smaller than what is asked for."""
+    paths = []
+    for i, (height, width) in enumerate(PHOTOS):
+        (pixels,) = smooth_pictures(1, height, width, seed=i)
+        paths.append(folder / f"photo{i}.jpg")
+        Image.fromarray(pixels).save(paths[-1], quality=92)
+    return paths
+
+
+def break_files(folder, good):
+    """Broken copies of `good`, by what is wrong with them."""
+    content = good.read_bytes()
+    broken = {
+        "empty.jpg": b"",
+        "garbage.jpg": bytes(range(256)) * 9,
+        "head.jpg": content[:60],
+        "half.jpg": content[: len(content) // 2],
+        "text.jpg": b"<html>not found</html>",
+    }
+    for name, data in broken.items():
+        (folder / name).write_bytes(data)
+    return [folder / name for name in broken]
