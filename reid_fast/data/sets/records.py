@@ -1,0 +1,131 @@
+"""What a data set is once its folder has been read: file names, identities, cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """One split, sorted by path.
+
+    Attributes:
+        paths: N image files.
+        pids: [N] int64, -1 = unknown identity.
+        cams: [N] int64, 0-based, -1 = unknown camera.
+    """
+
+    paths: tuple[Path, ...]
+    pids: Int64
+    cams: Int64
+
+    def __post_init__(self) -> None:
+        if not self.pids.shape == self.cams.shape == (len(self.paths),):
+            raise ValueError(f"{len(self.paths)} paths, pids {self.pids.shape}, cams {self.cams.shape}")
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[tuple[Path, int, int]], *, relabel: bool = False) -> ImageSet:
+        """Sort (path, pid, camera) rows by path; `relabel` renames the pids 0..S-1 in sorted order."""
+        ordered = sorted(rows, key=lambda row: str(row[0]))
+        pids = np.array([pid for _, pid, _ in ordered], dtype=np.int64)
+        if relabel:
+            pids = np.unique(pids, return_inverse=True)[1].astype(np.int64)
+        cams = np.array([cam for _, _, cam in ordered], dtype=np.int64)
+        return cls(tuple(path for path, _, _ in ordered), pids, cams)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def select(self, index: npt.ArrayLike) -> ImageSet:
+        """The images at `index` (positions in any order, or an [N] boolean mask), pids unchanged."""
+        index = np.asarray(index)
+        chosen = np.arange(len(self))[index if index.size else []]
+        return ImageSet(tuple(self.paths[i] for i in chosen), self.pids[chosen], self.cams[chosen])
+
+    @property
+    def identities(self) -> int:
+        """Number of known identities; a gallery's distractors (pid 0) count as one."""
+        return len(np.unique(self.pids[self.pids >= 0]))
+
+    @property
+    def cameras(self) -> int:
+        """Number of known cameras that took at least one of these images."""
+        return len(np.unique(self.cams[self.cams >= 0]))
+
+
+@dataclass(frozen=True, eq=False)
+class ReidSet:
+    """A data set: what to train on and, where identities are known, what to score on.
+
+    Attributes:
+        name: the name it was asked for by.
+        train: pids relabelled 0..S-1; all -1 when unknown.
+        query: None when the set has no test part.
+        gallery: pid 0 may be distractors; junk boxes (pid -1) are gone.
+        size: (H, W) in pixels, the input size the field uses for this set.
+        layout: the folder layout that was detected, e.g. "Market-style".
+    """
+
+    name: str
+    train: ImageSet
+    query: ImageSet | None
+    gallery: ImageSet | None
+    size: tuple[int, int]
+    layout: str
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """What a run learns from: the labelled images of a source, if there is one, then the N unlabelled target images.
+
+    The source comes first everywhere: its images, its classes (its identities, 0..S-1), its half of a batch.
+
+    Attributes:
+        target: the N images that are clustered.
+        source: images of S known identities, 0..S-1 (domain adaptation).
+    """
+
+    target: ImageSet
+    source: ImageSet | None = None
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """All images, as the indices of a plan count them."""
+        if self.source is None:
+            return self.target
+        parts = self.source, self.target
+        pids, cams = (np.concatenate([getattr(part, name) for part in parts]) for name in ("pids", "cams"))
+        return ImageSet(self.source.paths + self.target.paths, pids, cams)
+
+    @property
+    def first(self) -> int:
+        """Index of the first target image."""
+        return 0 if self.source is None else len(self.source)
+
+    @property
+    def source_classes(self) -> int:
+        """S, the source's identities; 0 without one."""
+        return 0 if self.source is None else self.source.identities
+
+    @property
+    def domains(self) -> int:
+        """1, or 2 with a source: a loss is the sum of their means."""
+        return 1 if self.source is None else 2
+
+    def classes(self, labels: Int64) -> Int64:
+        """The class of every image, source first: its identity, or S + the target's pseudo label; -1 stays.
+
+        Args:
+            labels: [N] pseudo labels of the target images.
+        """
+        if self.source is None:
+            return labels
+        return np.concatenate([self.source.pids, np.where(labels >= 0, labels + self.source_classes, -1)])
