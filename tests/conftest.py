@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-# oneDNN's AMX kernels (torch 2.13) read past their input in strided convolutions of maps at most two columns wide, which
-# the 16 pixels of the tests' images become: see `reid_fast.device.amp_dtype`. It reads this before its first kernel.
+# oneDNN's AMX kernels (torch 2.13) read past the input of strided convolutions of maps at most two columns wide, which
+# the 16 pixels of the tests' images become: see `reid_fast.device.amp_dtype`. It is read before the first kernel.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 
