@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import tyro
-from tyro.conf import Positional, arg
 
-from reid_fast import checkpoint
-from reid_fast.config import Config
+from reid_fast import run_folder
+from reid_fast.command_line import read
+from reid_fast.config import Config, Count, Positional, Short, check_ranges
 from reid_fast.console import Console
 from reid_fast.data.images.dali import MEAN, STD, ImageStream
-from reid_fast.data.open import open_set
-from reid_fast.data.sets.records import ReidSet
+from reid_fast.data.open import OpenedSet, open_set
+from reid_fast.data.sets.counts import counts_table
+from reid_fast.data.sets.records import ImageSet, ReidSet
 from reid_fast.device import amp_dtype, pick_device
 from reid_fast.errors import UserError, exit_on_user_error
 from reid_fast.labels.extract import extract
@@ -29,22 +29,22 @@ from reid_fast.models.encoder import Encoder
 class EvaluateConfig:
     """Score the encoder of a run folder: mAP, CMC and mINP under the field's same-camera rule."""
 
-    run_folder: Positional[Path]
+    run_folder: Annotated[Path, Positional]
     """what `--logs-dir` was, or was chosen, in training"""
-    dataset: Annotated[str, arg(aliases=["-d"])] = "synthetic"
+    dataset: Annotated[str, Short("-d")] = "synthetic"
     """synthetic, market1501, dukemtmcreid, msmt17, personx, veri776 or folder"""
     data_dir: Path | None = None
     """the data set's folder, or one that holds it"""
     pattern: str | None = None
     """folder only: a regular expression on file names with the groups `cam` and `pid`"""
     skip_bad_images: bool = False
-    """leave out unreadable pictures and count them, instead of stopping"""
+    """leave out unreadable images and count them, instead of stopping"""
     output: Path | None = None
     """the JSON file to write; by default RUN_FOLDER/evaluate-DATASET.json"""
-    batch_size: Annotated[int, arg(aliases=["-b"])] = 256
-    """pictures at once"""
-    workers: Annotated[int, arg(aliases=["-j"])] = 2
-    """CPU threads that decode pictures"""
+    batch_size: Annotated[Count, Short("-b")] = 256
+    """images at once"""
+    workers: Annotated[Count, Short("-j")] = 2
+    """CPU threads that decode images"""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N"""
     amp: bool = False
@@ -54,7 +54,9 @@ class EvaluateConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line: exit code 0, or 2 with one sentence on bad input."""
     with exit_on_user_error():
-        evaluate(tyro.cli(EvaluateConfig, args=argv))
+        config = read(EvaluateConfig, argv)
+        check_ranges(config)
+        evaluate(config)
 
 
 def evaluate(config: EvaluateConfig) -> Scores:
@@ -62,12 +64,21 @@ def evaluate(config: EvaluateConfig) -> Scores:
     console = Console()
     device = pick_device(config.device)
     encoder, description = load_encoder(config.run_folder)
-    data = open_set(config.dataset, config.data_dir, config.pattern, config.skip_bad_images, config.workers, console)
-    if data.query is None:
+    opened = open_set(
+        config.dataset,
+        config.data_dir,
+        pattern=config.pattern,
+        skip_bad_images=config.skip_bad_images,
+        threads=config.workers,
+        console=console,
+    )
+    data = said(opened, console)
+    if data.query is None or data.gallery is None:
         raise UserError(f"{config.dataset} has no queries and gallery to evaluate on")
     scores = score_encoder(
-        encoder.to(device, memory_format=torch.channels_last),
-        data,
+        encoder.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]  # the stub lacks it
+        data.query,
+        data.gallery,
         (description["height"], description["width"]),
         console,
         amp=amp_dtype(device, config.amp, description["width"]),
@@ -76,14 +87,23 @@ def evaluate(config: EvaluateConfig) -> Scores:
     )
     console.say(score_table({config.dataset: asdict(scores)}))
     output = config.output or config.run_folder / f"evaluate-{config.dataset}.json"
-    checkpoint.write_json(output, {"dataset": config.dataset, **asdict(scores), "model": description})
+    run_folder.write_json(output, {"dataset": config.dataset, **asdict(scores), "model": description})
     console.say(f"written to {output}")
     return scores
 
 
+def said(opened: OpenedSet, console: Console) -> ReidSet:
+    """The data set; what was found in it is on the console."""
+    if opened.left_out:
+        console.say(f"left out {len(opened.left_out)} unreadable images, the first one {opened.left_out[0]}")
+    console.say(counts_table(opened.data))
+    return opened.data
+
+
 def score_encoder(
     encoder: Encoder,
-    data: ReidSet,
+    query: ImageSet,
+    gallery: ImageSet,
     size: tuple[int, int],
     console: Console,
     *,
@@ -94,12 +114,11 @@ def score_encoder(
     """Extract the features of queries and gallery and rank them, on the encoder's device."""
     device = next(encoder.parameters()).device
     features = []
-    for part in (data.query, data.gallery):
+    for part in (query, gallery):
         stream = ImageStream(part.paths, size, batch_size=batch_size, device=device, threads=threads)
         with console.progress("evaluating") as report:
             features.append(extract(encoder, stream, batch_size=batch_size, amp=amp, progress=report))
-    query, gallery = features
-    return rank_scores(query, data.query.pids, data.query.cams, gallery, data.gallery.pids, data.gallery.cams)
+    return rank_scores(features[0], query.pids, query.cams, features[1], gallery.pids, gallery.cams)
 
 
 def describe(config: Config) -> dict[str, Any]:
@@ -124,7 +143,7 @@ def load_encoder(folder: Path) -> tuple[Encoder, dict[str, Any]]:
     Raises:
         UserError: not a run folder, or its two files do not fit each other.
     """
-    tensors, description = checkpoint.load_export(folder)
+    tensors, description = run_folder.load_export(folder)
     try:
         encoder = Encoder(description["arch"], description["pooling_type"], stem_relu=description["stem_relu"])
         encoder.load_state_dict(tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,29 @@ class MetricsLog:
             last_epoch: rows of later epochs are dropped from metrics.jsonl: a resumed run writes them again.
             tensorboard: write events too.
         """
-        self._rows = folder / "metrics.jsonl"
-        if self._rows.exists():
-            kept = [row for row in read_metrics(self._rows) if row["epoch"] <= last_epoch]
-            self._rows.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._path = folder / "metrics.jsonl"
+        kept = [row for row in self.rows() if row["epoch"] <= last_epoch]
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._events = _tensorboard(folder) if tensorboard else None
 
     def add(self, row: dict[str, Any]) -> None:
         """Record an epoch."""
-        with self._rows.open("a") as file:
+        with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         if self._events:
             for name, value in _flat(row):
                 self._events.add_scalar(name, value, row["epoch"])
             self._events.flush()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows so far; a last line cut short by a kill is left out."""
+        rows: list[dict[str, Any]] = []
+        for line in self._path.read_text().splitlines() if self._path.exists() else ():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
@@ -73,15 +82,17 @@ def score_table(rows: dict[str, dict[str, float]]) -> Table:
     return table
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line cut short by a kill is left out."""
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+def summary(rows: list[dict[str, Any]], encoders: Sequence[str]) -> Table | None:
+    """The scores before training, at the end, and of the best epoch of each encoder; None if nothing was scored."""
+    scored = {row["epoch"]: row for row in rows if "mAP" in row}
+    table: dict[str, dict[str, float]] = {}
+    for encoder in encoders if scored else ():
+        best = max(scored, key=lambda epoch: scored[epoch][score_key(encoder, "mAP")])
+        named = {"untrained": min(scored), f"last epoch ({max(scored)})": max(scored)}
+        for name, epoch in (named | {f"best on the test set (epoch {best})": best}).items():
+            scores = {key: scored[epoch][score_key(encoder, key)] for key in SCORES}
+            table[f"{name}, {encoder}" if encoder else name] = scores
+    return score_table(table) if table else None
 
 
 def _flat(row: dict[str, Any]) -> Iterator[tuple[str, float]]:

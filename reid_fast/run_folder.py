@@ -1,23 +1,32 @@
-"""The run folder: which one, and whether it may be continued."""
+"""The run folder: which one, what lies in it, and whether it may be continued.
+
+Everything is written to a temporary name, flushed and renamed, so a kill at any instant leaves whole files.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import os
+import pickle
 import platform
 import re
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from reid_fast import checkpoint
-from reid_fast.config import Config, flag_of, to_json
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
+
+from reid_fast.config import Config, fixed, flag_of, to_json
 from reid_fast.errors import UserError
 
-# A continued run may change these: they decide where and how long it runs, not what it computes.
-_FREE = {
-    "data_dir", "source_dir", "logs_dir", "recipe", "resume", "show_config", "workers", "cache", "threads", "device",
-    "deterministic", "epochs", "eval_step", "save_steps", "tensorboard", "skip_bad_images",
-}  # fmt: skip
+FORMAT = 2  # of last.pt: raise it when what a method or the driver saves changes
 
 
 def choose(config: Config) -> Path:
@@ -51,7 +60,7 @@ def _numbered(parent: Path, stem: str, newest: bool) -> Path:
 def describe(path: Path, config: Config) -> None:
     """Write config.json: every setting, and the versions that a repetition needs."""
     packages = ("reid-fast", "torch", "triton", "numpy", "scipy", "scikit-learn", "nvidia-dali-cuda120")
-    versions = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in packages:
         try:
             versions[name] = importlib.metadata.version(name)
@@ -59,14 +68,64 @@ def describe(path: Path, config: Config) -> None:
             versions[name] = None
     machine = {"system": platform.platform(), "processor": platform.machine()}
     content = {"config": to_json(config), "versions": versions, "machine": machine, "command": sys.argv[1:]}
-    checkpoint.write_json(path / "config.json", content)
+    write_json(path / "config.json", content)
 
 
-def check_same(state: dict[str, Any], config: Config, state_format: int, path: Path) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that a kill at any instant leaves the old one or the new one.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; the old file is still there.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        part.unlink(missing_ok=True)
+        raise UserError(f"could not write {path} ({error}): free some space, then continue with --resume") from None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole."""
+    write_whole(path, lambda file: file.write(json.dumps(content, indent=2).encode() + b"\n"))
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Write last.pt: tensors, numbers, strings and containers of them."""
+    write_whole(folder / "last.pt", lambda file: torch.save({"format": FORMAT, **state}, file))
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """Read last.pt onto the CPU.
+
+    Raises:
+        UserError: it is not a checkpoint, or is cut short.
+    """
+    path = folder / "last.pt"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or "format" not in state:
+            raise pickle.UnpicklingError("no reid-fast state in it")
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"{path} is damaged or not a checkpoint of reid-fast ({reason}): "
+            "restore it from a copy, or start again with another --logs-dir"
+        ) from None
+    return state
+
+
+def check_same(state: dict[str, Any], config: Config, path: Path) -> None:
     """Raise a `UserError` unless a checkpoint was made with these settings, apart from those that may change."""
-    saved = state["config"]
-    wanted = {name: value for name, value in to_json(config).items() if name not in _FREE}
-    if state["format"] != state_format or wanted.keys() - saved.keys():
+    saved, wanted = state["config"], fixed(config)
+    if state["format"] != FORMAT or wanted.keys() - saved.keys():
         raise UserError(
             f"{path / 'last.pt'} was written by another version of reid-fast: use that one, or another --logs-dir"
         )
@@ -74,3 +133,28 @@ def check_same(state: dict[str, Any], config: Config, state_format: int, path: P
     if changed:
         differences = ", ".join(f"{flag_of(name)} {saved[name]} (now {wanted[name]})" for name in changed)
         raise UserError(f"the run in {path} has {differences}: use its settings, or another --logs-dir")
+
+
+def export(folder: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
+    """Write model.safetensors and model.json: what inference needs."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(folder / "model.safetensors", lambda file: file.write(tensors_to_bytes(whole)))
+    write_json(folder / "model.json", description)
+
+
+def load_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `export` wrote.
+
+    Raises:
+        UserError: not a run folder, or a damaged file.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no run folder {folder}")
+    try:
+        description = json.loads((folder / "model.json").read_text())
+        tensors = tensors_from_bytes((folder / "model.safetensors").read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} holds no finished epoch: {Path(error.filename).name} is missing") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"the model in {folder} is damaged ({error}): restore it from a copy or train again") from None
+    return tensors, description

@@ -14,6 +14,15 @@ GOLDEN = Path(__file__).parent / "golden/pseudo_labels_200ids.npz"
 PHOTOS = [(128, 64), (48, 24), (97, 31), (200, 90), (30, 20), (61, 61)]
 
 
+def argv(**settings):
+    """A command line: batch_size=16 -> --batch-size 16, amp=True -> --amp."""
+    flags = []
+    for name, value in settings.items():
+        flag = "--" + name.replace("_", "-")
+        flags += [flag] if value is True else [flag, str(value)]
+    return flags
+
+
 def phi(n, s, width=8):
     """Φ(n, s)[i, j] = sin(s + 1.7 i + 0.9 j + 0.31 i j): the inputs of the golden values."""
     i, j = torch.arange(n)[:, None].double(), torch.arange(width).double()

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from inputs import argv
 from PIL import Image
 
 from reid_fast.data.images import dali
@@ -22,8 +23,20 @@ from reid_fast.evaluate import main as evaluate
 from reid_fast.train import main as train
 
 ROOT = Path(__file__).parents[1]
-TINY = ["--method", "cc", "--recipe", "small", "--height", "32", "--width", "16", "-b", "16", "--iters", "8",
-        "--epochs", "2", "--k1", "8", "--k2", "3", "--device", "cpu", "--dataset", "market1501", "--amp"]  # fmt: skip
+TINY = argv(
+    method="cc",
+    recipe="small",
+    height=32,
+    width=16,
+    batch_size=16,
+    iters=8,
+    epochs=2,
+    k1=8,
+    k2=3,
+    device="cpu",
+    dataset="market1501",
+    amp=True,
+)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +251,7 @@ def test_no_data_folder_given(capsys) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["truncated", "empty", "png", "garbage inside"])
-def test_an_unusable_picture_is_named_or_left_out(capsys, copied: Path, tmp_path: Path, spoil: str) -> None:
+def test_an_unusable_image_is_named_or_left_out(capsys, copied: Path, tmp_path: Path, spoil: str) -> None:
     path = first_train_image(copied)
     if spoil == "png":
         picture = Image.open(path)
@@ -255,7 +268,7 @@ def test_an_unusable_picture_is_named_or_left_out(capsys, copied: Path, tmp_path
     flags = [*TINY, "--data-dir", copied, "--logs-dir", tmp_path / "run", "--epochs", "1", "--iters", "2"]
     assert path.name in refused(capsys, train, *flags)
     train([*map(str, flags), "--skip-bad-images", "--resume"])
-    assert "left out 1 unreadable picture" in capsys.readouterr().out
+    assert "left out 1 unreadable images" in capsys.readouterr().out
 
 
 def test_a_set_with_one_camera_is_refused_before_training(capsys, copied: Path, tmp_path: Path) -> None:
@@ -339,7 +352,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_batch_saved(capsys, pe
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(capsys, people: Path, tmp_path: Path, monkeypatch) -> None:
-    from reid_fast import checkpoint
+    from reid_fast import run_folder
 
     folder = tmp_path / "run"
     flags = [*TINY, "--data-dir", people, "--logs-dir", folder]
@@ -349,7 +362,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(capsys, people: Path, tmp_path: P
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.torch, "save", full)
+    monkeypatch.setattr(run_folder.torch, "save", full)
     assert "No space left" in refused(capsys, train, *flags, "--resume")
     assert (folder / "last.pt").read_bytes() == before
     assert not list(folder.glob(".*.part"))
@@ -369,8 +382,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(capsys, people: Path, tmp_path: P
         (["--k2", "40"], "--k2 40"),
         (["--momentum", "1"], "--momentum"),
         (["--lr", "-1"], "--lr"),
-        (["--cache", "-0.5"], "--cache must not be negative, not -0.5"),
-        (["--cache", "nan"], "--cache must not be negative, not nan"),
+        (["--cache", "-0.5"], "--cache must be at least 0, not -0.5"),
+        (["--cache", "nan"], "--cache must be at least 0, not nan"),
         (["--arch", "vgg"], "--arch vgg"),
         (["--device", "tpu"], "--device tpu"),
         (["--weights", "nowhere.pth"], "nowhere.pth"),

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from reid_fast.console import Console
 from reid_fast.data.images.dali import undecodable
 from reid_fast.data.sets.check import check_images
-from reid_fast.data.sets.counts import render_counts
 from reid_fast.data.sets.load import load_set, market_style
 from reid_fast.data.sets.records import ImageSet, ReidSet
 from reid_fast.data.synthetic.draw import synthetic_folder
 from reid_fast.errors import UserError
 
 
+@dataclass(frozen=True)
+class OpenedSet:
+    """A data set, and the unreadable images that were left out of it."""
+
+    data: ReidSet
+    left_out: tuple[Path, ...]
+
+
 def open_set(
-    name: str, data_dir: Path | None, pattern: str | None, skip_bad_images: bool, threads: int, console: Console
-) -> ReidSet:
-    """Read a data set and print its table of counts.
+    name: str,
+    data_dir: Path | None,
+    *,
+    pattern: str | None = None,
+    skip_bad_images: bool = False,
+    threads: int = 2,
+    console: Console,
+) -> OpenedSet:
+    """Read a data set and check its files.
 
     Args:
         name: "synthetic", or one of `reid_fast.data.sets.load.SET_NAMES`.
         data_dir: the set's folder or one above it; for "synthetic", where to keep it (None: the user's cache).
         pattern: see `load_set`.
-        skip_bad_images: decode every picture once and leave out those that fail, instead of stopping at the first
+        skip_bad_images: decode every image once and leave out those that fail, instead of stopping at the first
             one whose file is visibly broken.
         threads: CPU threads for that.
-        console: gets the table and the progress.
+        console: shows the progress.
 
     Raises:
-        UserError: no such set or folder, another layout, a broken picture.
+        UserError: no such set or folder, another layout, a broken image.
     """
     if name == "synthetic":
         data = market_style(name, _synthetic(data_dir, console))
@@ -37,14 +51,16 @@ def open_set(
         raise UserError(f"--dataset {name} needs --data-dir, the folder that holds it")
     else:
         data = load_set(name, data_dir, pattern=pattern)
-    splits = {"train": data.train, "query": data.query, "gallery": data.gallery}
-    checked = {
-        key: None if split is None else _checked(split, skip_bad_images, threads, console)
-        for key, split in splits.items()
-    }
-    data = ReidSet(data.name, **checked, size=data.size, layout=data.layout)
-    console.say(render_counts(data))
-    return data
+    broken: list[Path] = []
+
+    def checked(split: ImageSet) -> ImageSet:
+        bad = _broken(split, skip_bad_images, threads, console)
+        broken.extend(sorted(bad))
+        return split.select([path not in bad for path in split.paths]) if bad else split
+
+    train = checked(data.train)
+    query, gallery = (None if split is None else checked(split) for split in (data.query, data.gallery))
+    return OpenedSet(ReidSet(data.name, train, query, gallery, data.size, data.layout), tuple(broken))
 
 
 def _synthetic(root: Path | None, console: Console) -> Path:
@@ -52,7 +68,7 @@ def _synthetic(root: Path | None, console: Console) -> Path:
         return synthetic_folder(root, progress=report)
 
 
-def _checked(split: ImageSet, skip_bad_images: bool, threads: int, console: Console) -> ImageSet:
+def _broken(split: ImageSet, skip_bad_images: bool, threads: int, console: Console) -> set[Path]:
     with console.progress("checking files", "files") as report:
         bad = check_images(split.paths, progress=report)
     if bad and not skip_bad_images:
@@ -60,11 +76,8 @@ def _checked(split: ImageSet, skip_bad_images: bool, threads: int, console: Cons
         more = f" and {others} more" if others else ""
         raise UserError(f"{path} is unusable ({reason}){more}: repair or remove it, or pass --skip-bad-images")
     if not skip_bad_images:
-        return split
+        return set()
     broken = {path for path, _ in bad}
     rest = [path for path in split.paths if path not in broken]
     with console.progress("decoding") as report:
-        broken |= undecodable(rest, threads, report)
-    if broken:
-        console.say(f"left out {len(broken)} unreadable pictures, the first one {min(broken)}")
-    return split.select([path not in broken for path in split.paths])
+        return broken | undecodable(rest, threads, report)

@@ -20,7 +20,7 @@ def jaccard_graph(
     clock: Clock,
     *,
     search: Literal["exact", "ivf"] = "exact",
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None],
 ) -> sparse.csr_matrix:
     """The neighbours, then the k-reciprocal Jaccard graph up to `max_distance` (see `reid_fast.jaccard_graph`).
 

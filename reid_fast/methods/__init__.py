@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import get_type_hints
 
+from reid_fast.config import Config
 from reid_fast.methods.base import Method
+
+__all__ = ["Method", "method_class", "method_names", "settings_class"]
 
 
 def method_names() -> list[str]:
-    """What `--method` takes: the names of the files beside this one, apart from `base`."""
-    return sorted(module.name for module in iter_modules(__path__) if module.name != "base")
+    """What `--method` takes: the names of the files beside this one, apart from what they share."""
+    return sorted(module.name for module in iter_modules(__path__) if module.name not in ("base", "settings"))
 
 
 def method_class(name: str) -> type[Method]:
@@ -21,3 +25,8 @@ def method_class(name: str) -> type[Method]:
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
     )
+
+
+def settings_class(name: str) -> type[Config]:
+    """The dataclass of the settings that the method `name` reads: the type of its `config`."""
+    return get_type_hints(method_class(name))["config"]

@@ -7,8 +7,8 @@ refined.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,15 +17,33 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from reid_fast import clustering
-from reid_fast.clustering.jaccard import BELOW_ONE
-from reid_fast.config import Config
+from reid_fast.config import Count, CountOrZero, NotNegative
 from reid_fast.data.images.augmentation import View
 from reid_fast.data.images.batch import Batch
-from reid_fast.data.sets.records import ImageSet
 from reid_fast.labels.agree import radii, refine
-from reid_fast.memories.memory import InstanceMemory
+from reid_fast.memories import InstanceMemory
 from reid_fast.methods.base import Extract, Method
+from reid_fast.methods.settings import InstanceSettings
 from reid_fast.models.norm import GroupedBatchNorm1d, set_bn_group
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaclConfig(InstanceSettings):
+    """Two networks and cluster refinement."""
+
+    epochs: Count = 80
+    iters: CountOrZero = 400
+    batch_size: Count = 64
+    num_instances: Count = 4
+    bn_group: CountOrZero = 16
+    eval_step: Count = 5
+    seed: CountOrZero = 111
+    focal: NotNegative = 4.0
+    """exponent of the focal weight (4 in the published code, 2 in the paper)"""
+    refine_ratio: NotNegative = 1.0
+    """a tight sub-cluster stays in its cluster while ratio × its distance is at most the cluster's"""
+    refine_norm: Literal["reference", "mean"] = "reference"
+    """that distance as in the published code, which dissolves the larger part of a split cluster, or the mean"""
 
 
 class Predictor(nn.Module):
@@ -41,7 +59,7 @@ class Predictor(nn.Module):
         set_bn_group(self, bn_group)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """[B, D] -> [B, D] float32 unit rows."""
+        """[B, D] -> [B, D] float32 L2-normalised rows."""
         z = self.linear(pooled)
         with torch.autocast(z.device.type, enabled=False):
             return F.normalize(self.norm(z.float()))
@@ -50,32 +68,19 @@ class Predictor(nn.Module):
 class AsymmetricContrast(Method):
     """The colour network and its memory are what is clustered, evaluated and exported."""
 
-    needs_radius = True
-    defaults: ClassVar[dict[str, Any]] = {
-        "epochs": 80,
-        "iters": 400,
-        "batch_size": 64,
-        "num_instances": 4,
-        "bn_group": 16,
-        "momentum": 0.2,
-        "eps_gap": 0.02,
-        "eval_step": 5,
-        "seed": 111,
-    }
-    recipes: ClassVar[dict[str, dict[str, Any]]] = {
-        # As for SpCL: from scratch the encoder outruns the rows, and radii 0.02 apart agree on less.
+    config: CaclConfig
+    recipes: ClassVar = {
+        # As for SpCL: from scratch the encoder outruns the rows, and eps 0.02 apart agree on less.
         "small": {"eps": 0.5, "eps_gap": 0.005, "refill": True},
     }
 
-    def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
-        super().__init__(config, train, source)
-        self.radii = radii(config.eps, config.eps_gap)[:2]
+    def build(self) -> None:
+        super().build()
+        self.radii = radii(self.config.eps, self.config.eps_gap)[:2]
         self.grey_encoder = self.new_encoder()
-        self.predictor = Predictor(self.encoder.width, config.bn_group)
+        self.predictor = Predictor(self.encoder.width, self.config.bn_group)
         self.colour = InstanceMemory(self.encoder.width)
         self.grey = InstanceMemory(self.encoder.width)
-        self._features: Tensor | None = None  # of the last `loss`, as are the grey ones
-        self._grey_features: Tensor | None = None
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -84,10 +89,10 @@ class AsymmetricContrast(Method):
 
     def max_distance(self, epoch: int) -> float:
         """The refinement weighs all pairs of a cluster, however distant."""
-        return BELOW_ONE
+        return clustering.BELOW_ONE
 
-    def features(self, extract: Extract) -> Tensor:
-        """The colour network's memory; the first epoch fills both memories, both from colour pictures.
+    def extract_features(self, extract: Extract) -> Tensor:
+        """The colour network's memory; the first epoch fills both memories, both from colour images.
 
         With `--refill` every epoch does.
         """
@@ -96,10 +101,10 @@ class AsymmetricContrast(Method):
             self.grey.fill(extract(self.grey_encoder))
         return self.colour.rows
 
-    def labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:
+    def assign_labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:
         """Clusters, refined by a tighter clustering: every picture gets a class."""
         config = self.config
-        labels, tight = (clustering.dbscan(graph, radius, config.min_samples) for radius in self.radii)
+        labels, tight = (clustering.dbscan(graph, eps, config.min_samples) for eps in self.radii)
         return refine(labels, tight, graph, config.refine_ratio, config.refine_norm)
 
     def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:
@@ -107,20 +112,17 @@ class AsymmetricContrast(Method):
         self.colour.relabel(labels)
         self.grey.relabel(labels)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Both networks against their own memories, and the predictor against the grey side."""
         config, index = self.config, batch.index
+        how = config.temp, config.momentum, config.focal
         pooled = self.encoder.pooled(batch.views[0])
         x, z = F.normalize(self.encoder.necked(pooled)), self.predictor(pooled)
         grey = self.grey_encoder(batch.views[1])
-        self._features, self._grey_features = x.detach(), grey.detach()
+        means = self.grey.means[batch.labels]  # as they are before the step
         return {
-            "colour": self.colour.loss(x, index, config.temp, config.focal),
-            "grey": self.grey.loss(grey, index, config.temp, config.focal),
-            "cluster": -F.cosine_similarity(self.grey.means[batch.labels], z).mean(),
-            "instance": -F.cosine_similarity(self._grey_features, z).mean(),
+            "colour": self.colour.step(x, index, *how),
+            "grey": self.grey.step(grey, index, *how),
+            "cluster": -F.cosine_similarity(means, z).mean(),
+            "instance": -F.cosine_similarity(grey.detach(), z).mean(),
         }
-
-    def after_step(self, batch: Batch) -> None:
-        self.colour.update(self._features, batch.index, self.config.momentum)
-        self.grey.update(self._grey_features, batch.index, self.config.momentum)

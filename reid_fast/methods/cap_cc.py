@@ -7,44 +7,52 @@ leaves out CAP's contrast within a camera, as ICE does.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-from reid_fast.config import Config
+from reid_fast.config import CountOrZero, Kept
 from reid_fast.data.images.batch import Batch
-from reid_fast.data.sets.records import ImageSet
-from reid_fast.memories.memory import CameraProxies
-from reid_fast.methods.base import Method
+from reid_fast.memories import CameraProxies
+from reid_fast.methods.base import PrototypeContrast
+from reid_fast.methods.settings import CameraSettings, CommunitySettings, UpdateSettings
 
 
-class CameraAwareClusterContrast(Method):
+@dataclass(frozen=True, kw_only=True)
+class CapCcConfig(UpdateSettings, CameraSettings, CommunitySettings):
+    """Two memories."""
+
+    camera_momentum: Kept = 0.2
+    """share of the old camera proxy that an update keeps"""
+    camera_epoch: CountOrZero = 5
+    """epochs before the inter-camera contrast joins in"""
+    intra: bool = True
+    """contrast within each camera too"""
+
+
+class CameraAwareClusterContrast(PrototypeContrast):
     """Encoder, clustering, batches and schedule are Cluster Contrast's."""
 
-    needs_cams = True
-    defaults: ClassVar[dict[str, Any]] = {"camera_momentum": 0.2}
+    config: CapCcConfig
 
-    def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
-        super().__init__(config, train, source)
+    def build(self) -> None:
+        super().build()
         self.proxies = CameraProxies(self.encoder.width)
-        self._features: Tensor | None = None  # of the last `loss`
 
     def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:
         super().fill_memory(features, labels)
-        self.proxies.fill(features, labels, self.train_set.cams)
+        self.proxies.fill(features, labels, self.images.target.cams)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        config = self.config
-        x = self.encoder(batch.views[0])
-        self._features = x.detach()
-        losses = self.contrast(x, batch)
-        if config.intra:
-            losses["intra"] = self.proxies.within(x, batch.labels, batch.cams, config.camera_temp)
-        if batch.epoch >= config.camera_epoch:
-            inter = self.proxies.across(x, batch.labels, batch.cams, config.camera_temp, config.negatives)
-            losses["inter"] = config.camera_weight * inter
-        return losses
-
-    def after_step(self, batch: Batch) -> None:
-        self.proxies.update(self._features, batch.labels, batch.cams, self.config.camera_momentum)
+    def training_step(self, batch: Batch) -> dict[str, Tensor]:
+        config, x = self.config, self.encoder(batch.views[0])
+        return self.contrast(x, batch) | self.proxies.step(
+            x,
+            batch.labels,
+            batch.cams,
+            config.camera_temp,
+            negatives=config.negatives,
+            intra=config.intra,
+            inter=config.camera_weight if batch.epoch >= config.camera_epoch else 0.0,
+            momentum=config.camera_momentum,
+        )

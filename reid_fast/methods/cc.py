@@ -1,27 +1,24 @@
 """Cluster Contrast for unsupervised person re-identification (Dai et al., ACCV 2022, arXiv 2103.11568).
 
-The base class is this method: cluster prototypes rebuilt every epoch, one contrast per picture, momentum updates. With
-`--source` (SpCL + Cluster Contrast) the memory begins with a row per source identity, kept over the epochs.
+The base class is this method, and the engine's defaults are its settings: cluster prototypes rebuilt every epoch, one
+contrast per image, momentum updates. With `--source` (SpCL + Cluster Contrast) the memory begins with a row per source
+identity, kept over the epochs.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
-from reid_fast.methods.base import Method
+from reid_fast.methods.base import PrototypeContrast
+from reid_fast.methods.settings import CommunitySettings, SourceSettings, UpdateSettings
 
 
-class ClusterContrast(Method):
+@dataclass(frozen=True, kw_only=True)
+class CcConfig(UpdateSettings, CommunitySettings, SourceSettings):
+    """The paper's settings are the engine's defaults."""
+
+
+class ClusterContrast(PrototypeContrast):
     """`--update serial` is the published momentum update, `--update hard` the first version's."""
 
-    adapts = True
-    defaults: ClassVar[dict[str, Any]] = {
-        "epochs": 50,
-        "iters": 200,
-        "batch_size": 256,
-        "num_instances": 16,
-        "bn_group": 64,
-        "eps": 0.6,
-        "momentum": 0.1,
-        "temp": 0.05,
-    }
+    config: CcConfig

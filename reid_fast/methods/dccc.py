@@ -7,41 +7,52 @@ batch, and a teacher that sees another view softens the targets.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from reid_fast import ops
-from reid_fast.config import Config
+from reid_fast.config import Count, CountOrZero, Distance, Kept, Positive, Share
 from reid_fast.data.images.augmentation import View
 from reid_fast.data.images.batch import Batch
-from reid_fast.data.sets.records import ImageSet
-from reid_fast.methods.base import Method
+from reid_fast.methods.base import PrototypeContrast
+from reid_fast.methods.settings import UpdateSettings
 from reid_fast.models.encoder import Encoder
 from reid_fast.models.teacher import new_teacher
 
-LOWEST_EPS = 0.399  # the radius falls no more once it has reached it
+LOWEST_EPS = 0.399  # eps falls no more once it has reached it
 COPY_STEP = 99  # the step that overwrites the teacher with the student, as published
 
 
-class DynamicClusterContrast(Method):
+@dataclass(frozen=True, kw_only=True)
+class DcccConfig(UpdateSettings):
+    """Falling eps, and a teacher that softens the targets."""
+
+    epochs: Count = 70
+    step_size: CountOrZero = 0
+    warmup_epochs: CountOrZero = 10
+    eps: Distance = 0.7
+    eval_step: Count = 2
+    update: Literal["serial", "hard", "weighted", "mean"] = "weighted"
+    update_temp: Positive = 0.03
+    eps_schedule: Literal["expo", "linear", "step", "log", "fix"] = "expo"
+    """how --eps falls from epoch to epoch"""
+    smoothing: Share = 0.3
+    """ε: share of the target that is spread as the teacher scores the clusters"""
+    soft_weight: Share = 1.0
+    """λ: weight of the softened contrast, against the plain one's 1 - λ"""
+    ema: Kept = 0.999
+    """share of its own weights that the teacher keeps in a step"""
+
+
+class DynamicClusterContrast(PrototypeContrast):
     """`--smoothing` is ε, `--update-temp` τ_w, `--soft-weight` λ: 1 trains on the softened targets alone."""
 
-    needs_radius = True
-    defaults: ClassVar[dict[str, Any]] = {
-        "epochs": 70,
-        "step_size": 0,
-        "warmup_epochs": 10,
-        "warmup_factor": 0.1,
-        "eps": 0.7,
-        "update": "weighted",
-        "update_temp": 0.03,
-        "smoothing": 0.3,
-        "eval_step": 2,
-    }
-    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+    config: DcccConfig
+    recipes: ClassVar = {
         "market1501": {"seed": 3407},
         "dukemtmcreid": {"update_temp": 0.07, "smoothing": 0.1},
         "msmt17": {"eps": 0.8, "update_temp": 0.6, "smoothing": 0.1, "epochs": 80},
@@ -49,8 +60,8 @@ class DynamicClusterContrast(Method):
         "small": {"eps": 0.55, "warmup_epochs": 0, "ema": 0.99},
     }
 
-    def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
-        super().__init__(config, train, source)
+    def build(self) -> None:
+        super().build()
         self.teacher = new_teacher(self.encoder)
 
     @property
@@ -62,7 +73,7 @@ class DynamicClusterContrast(Method):
         return 2 * super().views
 
     def eps(self, epoch: int) -> float:
-        """The radius after the epoch's own reduction, so the first epoch's is below `--eps` already."""
+        """eps after the epoch's own reduction, so the first epoch's is below `--eps` already."""
         start, schedule = self.config.eps, self.config.eps_schedule
         if schedule == "log":
             return start * (1 - 0.5 * math.log(epoch * (math.e - 1) / self.config.epochs + 1))
@@ -72,7 +83,7 @@ class DynamicClusterContrast(Method):
                 eps = _reduced(eps, schedule, past)
         return eps
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy against (1 - λε)·onehot + λε·softmax of the teacher's scores.
 
         It is (1 - λ) times the plain contrast plus λ times the softened one: cross entropy is linear in its targets.
@@ -80,14 +91,14 @@ class DynamicClusterContrast(Method):
         config = self.config
         x = self.encoder(batch.views[0])
         with torch.no_grad():
-            taught = self.teacher(batch.views[1])
+            features = self.teacher(batch.views[1])
         with torch.autocast(x.device.type, enabled=False):
-            soft = (taught @ self.memory.T / config.temp).softmax(1)
+            soft = (features @ self.memory.rows.T / config.temp).softmax(1)
         share = config.soft_weight * config.smoothing
-        targets = (1 - share) * F.one_hot(batch.labels, len(self.memory)) + share * soft
+        targets = (1 - share) * F.one_hot(batch.labels, len(self.memory.rows)) + share * soft
         return self.contrast(x, batch, targets)
 
-    def after_step(self, batch: Batch) -> None:
+    def finish_step(self, batch: Batch) -> None:
         momentum = self.teacher_momentum(batch.step)
         ops.ema_update(self.teacher.parameters(), self.encoder.parameters(), momentum)
 
@@ -99,7 +110,7 @@ class DynamicClusterContrast(Method):
 
 
 def _reduced(eps: float, schedule: str, epoch: int) -> float:
-    """The next radius; `epoch` counts from 1."""
+    """The next eps; `epoch` counts from 1."""
     if schedule == "expo":
         return 0.99 * eps
     if schedule == "linear":

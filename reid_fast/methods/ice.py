@@ -1,13 +1,13 @@
 """Inter-instance contrastive encoding (Chen et al., ICCV 2021, arXiv 2103.16364).
 
 Beside Cluster Contrast: a teacher that follows the student is clustered and evaluated; class centres and camera proxies
-stay as they are for an epoch; and pictures of a batch are contrasted with each other across views and networks.
+stay as they are for an epoch; and images of a batch are contrasted with each other across views and networks.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,55 +15,73 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reid_fast import ops
-from reid_fast.config import Config
+from reid_fast.config import Count, CountOrZero, Distance, Kept, NotNegative, Positive, Share
 from reid_fast.data.images.augmentation import View
 from reid_fast.data.images.batch import Batch
 from reid_fast.data.images.sampler import Rule, more_cameras
-from reid_fast.data.sets.records import ImageSet
-from reid_fast.memories.memory import CameraProxies, label_means
+from reid_fast.memories import CameraProxies, PrototypeMemory
 from reid_fast.methods.base import Method
+from reid_fast.methods.settings import CameraSettings, CommunitySettings
 from reid_fast.models.encoder import Encoder
 from reid_fast.models.teacher import new_teacher
 
 _STREAM = 0x49434500  # keeps these draws apart from every other use of the run's seed
 
 
-class InterInstanceContrast(Method):
-    """`--camera-agnostic` drops the loss across cameras and picks pictures without looking at cameras."""
+@dataclass(frozen=True, kw_only=True)
+class IceConfig(CameraSettings, CommunitySettings):
+    """Contrast with class centres and with the images of the batch."""
 
-    defaults: ClassVar[dict[str, Any]] = {
-        "epochs": 40,
-        "iters": 400,
-        "batch_size": 32,
-        "num_instances": 4,
-        "bn_group": 8,
-        "step_size": 0,
-        "warmup_epochs": 10,
-        "warmup_factor": 0.1,
-        "eps": 0.55,
-        "temp": 0.5,
-        "smoothing": 0.1,
-        "soft_weight": 10.0,
-        "erase": 0.6,
-        "eval_step": 1,
-    }
-    recipes: ClassVar[dict[str, dict[str, Any]]] = {
+    epochs: Count = 40
+    iters: CountOrZero = 400
+    batch_size: Count = 32
+    num_instances: Count = 4
+    bn_group: CountOrZero = 8
+    step_size: CountOrZero = 0
+    warmup_epochs: CountOrZero = 10
+    eps: Distance = 0.55
+    erase: Share = 0.6
+    eval_step: Count = 1
+    temp: Positive = 0.5
+    """temperature of the contrast with class centres"""
+    smoothing: Share = 0.1
+    """share of that contrast's target that is spread over all clusters alike"""
+    hard_temp: Positive = 0.1
+    """temperature of the hard instance loss"""
+    soft_temp: Positive = 0.4
+    """temperature of the soft instance loss"""
+    soft_weight: NotNegative = 10.0
+    """weight of the soft instance loss"""
+    ema: Kept = 0.999
+    """share of its own weights that the teacher keeps in a step"""
+    camera_agnostic: bool = False
+    """use no camera ids, neither in the loss nor to pick images"""
+    ice_norm: Literal["reference", "fixed"] = "reference"
+    """camera proxies normalised as in the published code, each feature over all proxies, or each proxy"""
+
+    @property
+    def needs_cameras(self) -> bool:
+        return not self.camera_agnostic
+
+    @property
+    def samples_by_camera(self) -> bool:
+        return self.cam and not self.camera_agnostic
+
+
+class InterInstanceContrast(Method):
+    """`--camera-agnostic` drops the inter-camera loss and picks images without looking at cameras."""
+
+    config: IceConfig
+    recipes: ClassVar = {
         # What is clustered is the teacher: in 1,500 steps from scratch one that keeps 0.999 of itself finds too few.
         "small": {"eps": 0.5, "warmup_epochs": 2, "ema": 0.99},
     }
 
-    def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
-        super().__init__(config, train, source)
+    def build(self) -> None:
+        super().build()
         self.teacher = new_teacher(self.encoder)
+        self.memory = PrototypeMemory(self.encoder.width)
         self.proxies = CameraProxies(self.encoder.width)
-
-    @property
-    def needs_cams(self) -> bool:
-        return not self.config.camera_agnostic
-
-    @property
-    def plans_by_cams(self) -> bool:
-        return self.needs_cams and self.config.cam
 
     @property
     def model(self) -> Encoder:
@@ -75,48 +93,59 @@ class InterInstanceContrast(Method):
 
     @property
     def views(self) -> tuple[View, ...]:
-        """Two strong views and the picture itself."""
+        """Two strong views and the image itself."""
         (view,) = super().views
         strong = replace(view, blur=0.5)
         return strong, strong, View(flip=0.0, pad=0, erase=0.0)
 
+    @property
+    def sampling_rule(self) -> Rule:
+        return more_cameras
+
     def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:
-        """Class centres, not made unit, and camera proxies."""
-        self.memory = label_means(features, labels)
-        if self.needs_cams:
-            self.proxies.fill(features, labels, self.train_set.cams)
+        """Class centres, not normalised, and camera proxies; both stay for the epoch."""
+        self.memory.fill(features, labels, normalize=False)
+        if self.config.needs_cameras:
+            self.proxies.fill(features, labels, self.images.target.cams)
             if self.config.ice_norm == "reference":
                 self.proxies.rows = F.normalize(self.proxies.rows, dim=0)
 
-    def plan(self, labels: np.ndarray, epoch: int, rule: Rule = more_cameras) -> np.ndarray:
-        return super().plan(labels, epoch, rule)
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Class, hard, soft and camera loss; the first one on features that are not normalised, as published."""
         config, labels = self.config, batch.labels
-        b = self.encoder.necked(self.encoder.pooled(batch.views[0]))
-        strong, weak = (self.taught(batch, view) for view in (1, 2))
-        with torch.autocast(b.device.type, enabled=False):
-            hard = ops.hard_nce(b, strong, labels, config.hard_temp)
-            soft = ops.soft_nce(b, strong, weak, config.soft_temp)
-        centre = ops.cluster_nce(b, self.memory, labels, config.temp, normalize=False, smoothing=config.smoothing)
+        x = self.encoder.necked(self.encoder.pooled(batch.views[0]))
+        strong, weak = (self.teacher_features(batch, view) for view in (1, 2))
+        with torch.autocast(x.device.type, enabled=False):
+            hard = ops.hard_nce(x, strong, labels, config.hard_temp)
+            soft = ops.soft_nce(x, strong, weak, config.soft_temp)
+        centre = self.memory.step(x, labels, config.temp, normalize=False, smoothing=config.smoothing)
         losses = {"class": centre, "hard": hard, "soft": config.soft_weight * soft}
-        if self.needs_cams:
-            cross = self.proxies.across(b, labels, batch.cams, config.camera_temp, config.negatives)
-            losses["camera"] = config.camera_weight * cross
+        if config.needs_cameras:
+            losses |= self.proxies.step(
+                x,
+                labels,
+                batch.cams,
+                config.camera_temp,
+                negatives=config.negatives,
+                intra=False,
+                inter=config.camera_weight,
+                momentum=None,
+            )
         return losses
 
     @torch.no_grad()
-    def taught(self, batch: Batch, view: int) -> Tensor:
-        """[B, D] the teacher's unit features of a view.
+    def teacher_features(self, batch: Batch, view: int) -> Tensor:
+        """[B, D] the teacher's L2-normalised features of a view.
 
         Its BatchNorm runs in training mode over groups of a shuffled batch, so that no group holds the student's.
         """
         rng = np.random.default_rng([_STREAM, self.config.seed, batch.step, view])
-        order = torch.from_numpy(rng.permutation(len(batch.labels)))
-        order, back = (index.to(batch.labels.device, non_blocking=True) for index in (order, order.argsort()))
-        return self.teacher(batch.views[view][order])[back]
+        permutation = torch.from_numpy(rng.permutation(len(batch.labels)))
+        forth, back = (
+            index.to(batch.labels.device, non_blocking=True) for index in (permutation, permutation.argsort())
+        )
+        return self.teacher(batch.views[view][forth])[back]
 
-    def after_step(self, batch: Batch) -> None:
-        """Only the teacher moves: the memory is constant during an epoch."""
+    def finish_step(self, batch: Batch) -> None:
+        """Only the teacher moves."""
         ops.ema_update(self.teacher.parameters(), self.encoder.parameters(), self.config.ema)

@@ -9,7 +9,9 @@ Contrast.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,13 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reid_fast import ops
-from reid_fast.config import Config
+from reid_fast.config import Count, NotNegative, Overlay, Positive
 from reid_fast.data.images.batch import Batch
-from reid_fast.data.sets.records import ImageSet
-from reid_fast.methods.base import Method
+from reid_fast.memories import Update
+from reid_fast.methods.base import PrototypeContrast
+from reid_fast.methods.settings import CommunitySettings, PrototypeSettings
 
 MOST_MEMBERS = 256  # of a cluster that attend to each other
-_ROWS = 8192  # pictures whose scores are held at once while the attention is trained
+_ROWS = 8192  # images whose scores are held at once while the attention is trained
 _STREAM = 0x52434C00  # keeps these draws apart from every other use of the run's seed
 
 
@@ -39,7 +42,7 @@ class Aggregation(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def forward(self, x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention received by the [n, D] unit rows x, [n], and prototypes; see `ops.cluster_attention`."""
+        """Attention received by the [n, D] L2-normalised rows x, [n], and prototypes; see `ops.cluster_attention`."""
         return ops.cluster_attention(*self._project(x), x, offsets, self.log_scale.exp())
 
     def received(self, x: Tensor, offsets: Tensor) -> Tensor:
@@ -50,18 +53,36 @@ class Aggregation(nn.Module):
         return F.normalize(x @ self.query, dim=-1), F.normalize(x @ self.key, dim=-1)
 
 
-class RobustContrast(Method):
+@dataclass(frozen=True, kw_only=True)
+class RclConfig(PrototypeSettings, CommunitySettings):
+    """Attention over cluster members."""
+
+    rcl_init: Literal["csa", "mean"] = "csa"
+    """prototypes of an epoch: members weighted by the attention they receive, or their mean"""
+    rcl_update: Literal["hps", "hard_cos", "seq"] = "hps"
+    """update with the member of least attention, with the least similar one, or sample after sample"""
+    saa_train: Literal["weighted", "plain", "none"] = "weighted"
+    """train the attention with each image weighted by its attention, with all alike, or not at all"""
+    saa_steps: Count = 20
+    """steps that train the attention at the start of an epoch"""
+    saa_lr: Positive = 1e-4
+    """learning rate of the attention"""
+    hps_guard: NotNegative = 0.0
+    """pass over members whose attention is below this share of the average; 0: none"""
+
+
+class RobustContrast(PrototypeContrast):
     """The attention is trained for a few steps at the start of each epoch and fixed during it."""
 
-    defaults: ClassVar[dict[str, Any]] = {"rcl_init": "csa", "rcl_update": "hps", "saa_train": "weighted"}
-    recipes: ClassVar[dict[str, dict[str, Any]]] = {
-        **Method.recipes,
+    config: RclConfig
+    recipes: ClassVar[Mapping[str, Overlay]] = {
+        **PrototypeContrast.recipes,
         # Clusters from scratch hold intruders, and the member of least attention is one of them.
-        "small": {**Method.recipes["small"], "hps_guard": 0.5},
+        "small": {**PrototypeContrast.recipes["small"], "hps_guard": 0.5},
     }
 
-    def __init__(self, config: Config, train: ImageSet, source: ImageSet | None = None) -> None:
-        super().__init__(config, train, source)
+    def build(self) -> None:
+        super().build()
         # Trained here, apart from the encoder: the driver's optimiser takes what requires a gradient.
         self.attention = Aggregation(self.encoder.width).requires_grad_(False)
 
@@ -74,7 +95,7 @@ class RobustContrast(Method):
         if self.config.rcl_init == "mean":
             super().fill_memory(features, labels)
         else:
-            self.memory = self.attention(x, offsets)[1]
+            self.memory.rows = self.attention(x, offsets)[1]
 
     def _train_attention(self, x: Tensor, offsets: Tensor) -> None:
         self.attention.requires_grad_(True)
@@ -86,9 +107,10 @@ class RobustContrast(Method):
         optimizer.zero_grad()
         self.attention.requires_grad_(False)
 
-    def update_rule(self, x: Tensor, batch: Batch) -> dict[str, Any]:
-        mode = {"seq": "serial", "hard_cos": "hard", "hps": "pick"}[self.config.rcl_update]
-        return {"mode": mode, "scores": self.dispersion(x, batch.labels) if mode == "pick" else None}
+    def update_rule(self, x: Tensor, batch: Batch) -> Update:
+        if self.config.rcl_update == "hps":
+            return Update(self.config.momentum, "pick", scores=self.dispersion(x, batch.labels))
+        return Update(self.config.momentum, {"seq": "serial", "hard_cos": "hard"}[self.config.rcl_update])
 
     @torch.no_grad()
     def dispersion(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -99,7 +121,7 @@ class RobustContrast(Method):
         order = labels.argsort(stable=True)
         first = F.pad(labels[order].diff() != 0, (1, 0), value=True)
         group = first.cumsum(0) - 1
-        # One offset per picture, clusters behind the last one being empty: their number stays on the device.
+        # One offset per image, clusters behind the last one being empty: their number stays on the device.
         offsets = torch.searchsorted(group, torch.arange(len(x) + 1, device=x.device))
         n = offsets.diff()[group]
         share = n * self.attention.received(x[order], offsets)
@@ -115,7 +137,7 @@ def members_by_cluster(labels: np.ndarray, seed: int) -> tuple[np.ndarray, Tenso
         seed: of the draw.
 
     Returns:
-        Picture indices [n], cluster by cluster, and where each cluster starts, [C + 1] int64.
+        Image indices [n], cluster by cluster, and where each cluster starts, [C + 1] int64.
     """
     rng = np.random.default_rng([_STREAM, seed])
     chosen = rng.permutation(np.flatnonzero(labels >= 0))
@@ -133,11 +155,11 @@ def backward_csa(attention: Aggregation, x: Tensor, offsets: Tensor, temperature
 
     L = Σ_j v_j · -log softmax_c(x_j·c / τ)[cluster of j] over the prototypes c of all clusters, with v_j = w_j / C, w
     the attention received, or, unweighted, 1 / n. Unweighted, it turns the attention towards the wrong members, whose
-    error it lowers most. The scores are held for a slice of the pictures at a time.
+    error it lowers most. The scores are held for a slice of the images at a time.
 
     Args:
         attention: its parameters require gradients.
-        x: [n, D] unit rows, cluster by cluster.
+        x: [n, D] L2-normalised rows, cluster by cluster.
         offsets: [C + 1] int64, where each cluster starts.
         temperature: τ.
         weighted: see above.

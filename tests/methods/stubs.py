@@ -5,14 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reid_fast.config import Config
 from reid_fast.data.images.batch import Batch
-from reid_fast.data.sets.records import ImageSet
-from reid_fast.methods import method_class
+from reid_fast.data.sets.records import ImageSet, TrainingSet
+from reid_fast.methods import method_class, settings_class
 
 
 class RawEncoder(nn.Module):
-    """Takes the "pictures" for the features before the norm, times a parameter that is 1."""
+    """Takes the "images" for the features before the norm, times a parameter that is 1."""
 
     width = 8
 
@@ -30,14 +29,15 @@ class RawEncoder(nn.Module):
         return F.normalize(self.necked(self.pooled(raw)))
 
 
-def pictures(cams):
-    return ImageSet(tuple(range(len(cams))), np.zeros(len(cams), np.int64), np.asarray(cams, np.int64))
+def images(cams, pids=None, prefix="t"):
+    pids = np.zeros(len(cams), np.int64) if pids is None else np.asarray(pids)
+    return ImageSet(tuple(f"{prefix}{i}" for i in range(len(cams))), pids, np.asarray(cams, np.int64))
 
 
-def new_method(name, cams=(0,) * 6, **options):
-    """A method with its own defaults, over pictures from these cameras."""
-    cls = method_class(name)
-    return cls(Config(**{"method": name, **cls.defaults, **options}), pictures(cams))
+def new_method(name, cams=(0,) * 6, source=None, **options):
+    """A method with its own defaults, over images from these cameras."""
+    config = settings_class(name)(method=name, **options)
+    return method_class(name)(config, TrainingSet(images(cams), source))
 
 
 def batch_of(views, labels, index=None, cams=None, epoch=0, step=0):
@@ -48,12 +48,12 @@ def batch_of(views, labels, index=None, cams=None, epoch=0, step=0):
 
 
 def stepped(method, raws, labels, **batch):
-    """One step as the driver takes it: losses, gradients, then what follows. (losses, each view's gradient)"""
+    """One step as the driver takes it, and what follows the optimiser's: (losses, each view's gradient)."""
     raws = [raw.clone().requires_grad_() for raw in raws]
     batch = batch_of(raws, labels, **batch)
-    losses = method.loss(batch)
+    losses = method.training_step(batch)
     sum(losses.values()).backward()
-    method.after_step(batch)
+    method.finish_step(batch)
     return {name: loss.item() for name, loss in losses.items()}, [raw.grad for raw in raws]
 
 

@@ -9,11 +9,9 @@ from stubs import assert_near, batch_of, new_method, stepped
 from torch import nn
 
 import reid_fast
-from reid_fast.config import parse
-from reid_fast.methods import method_names
+from reid_fast.command_line import parse
 from reid_fast.methods.cacl import Predictor
 from reid_fast.models.norm import GroupedBatchNorm1d
-from reid_fast.train import method_settings
 
 pytestmark = pytest.mark.usefixtures("raw_encoder")
 LABELS = np.array([0, 0, 0, 1, 1, 3, 3, 4, 5, 3])
@@ -34,7 +32,7 @@ class Given(nn.Module):
 def started(**options):
     method = new_method("cacl", cams=[0] * 10, **options)
     memories = {method.encoder: unit_phi(10, 0.5), method.grey_encoder: unit_phi(10, 0.8)}
-    method.fill_memory(method.features(memories.__getitem__), LABELS)
+    method.fill_memory(method.extract_features(memories.__getitem__), LABELS)
     method.predictor = Given(phi(4, 1.1))
     return method
 
@@ -59,7 +57,7 @@ def test_the_grey_network_learns_from_its_own_memory_alone():
     method, alone = started(), started()
     _, (_, grey) = stepped(method, (phi(4, 2.0), phi(4, 2.4)), LABELS[INDEX], index=INDEX)
     raw = phi(4, 2.4).requires_grad_()
-    alone.loss(batch_of((phi(4, 2.0), raw), LABELS[INDEX], INDEX))["grey"].backward()
+    alone.training_step(batch_of((phi(4, 2.0), raw), LABELS[INDEX], INDEX))["grey"].backward()
     assert torch.equal(grey, raw.grad)
 
 
@@ -77,11 +75,11 @@ def test_the_focal_exponent(focal):
 def test_both_memories_begin_with_colour_pictures_and_are_kept():
     method = started()
     stepped(method, (phi(4, 2.0), phi(4, 2.4)), LABELS[INDEX], index=INDEX)
-    assert torch.equal(method.features(None), method.colour.rows)
+    assert torch.equal(method.extract_features(None), method.colour.rows)
     other = new_method("cacl", cams=[0] * 10)
     other.predictor = Given(phi(4, 1.1))
     other.load_state_dict(method.state_dict())
-    assert torch.equal(other.features(None), method.colour.rows)
+    assert torch.equal(other.extract_features(None), method.colour.rows)
     assert torch.equal(other.grey.means, method.grey.means)
     assert [view.grey for view in method.views] == [False, True]
     assert method.encoder is not method.grey_encoder
@@ -90,7 +88,7 @@ def test_both_memories_begin_with_colour_pictures_and_are_kept():
 def test_refill_takes_both_memories_from_their_encoders_again():
     method = started(refill=True)
     later = {method.encoder: unit_phi(10, 0.6), method.grey_encoder: unit_phi(10, 0.9)}
-    assert torch.equal(method.features(later.__getitem__), later[method.encoder])
+    assert torch.equal(method.extract_features(later.__getitem__), later[method.encoder])
     assert torch.equal(method.grey.rows, later[method.grey_encoder])
 
 
@@ -101,7 +99,7 @@ def test_refinement_through_the_labels(norm, moved):
     features = F.normalize(torch.from_numpy(rows)).float()
     method = new_method("cacl", cams=[0] * 60, eps=0.5, eps_gap=0.1, refine_norm=norm)
     graph = reid_fast.jaccard_graph(features, 8, 3, method.max_distance(0))
-    labels = method.labels(graph, 0)
+    labels = method.assign_labels(graph, 0)
     found = np.flatnonzero(labels >= 13).tolist()
     assert found == moved if moved else found != [24, 25, 26, 28, 29]
 
@@ -121,7 +119,7 @@ def test_the_predictor():
 
 def test_the_papers_settings():
     for dataset in ("market1501", "msmt17"):
-        config, _ = parse(["--method", "cacl", "-d", dataset], method_names(), method_settings)
+        config, _ = parse(["--method", "cacl", "-d", dataset])
         expected = {"iters": 400, "batch_size": 64, "num_instances": 4, "bn_group": 16, "epochs": 80, "eps": 0.6,
                     "momentum": 0.2, "temp": 0.05, "focal": 4.0, "refine_ratio": 1.0, "seed": 111}  # fmt: skip
         assert {name: getattr(config, name) for name in expected} == expected

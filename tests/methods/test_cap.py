@@ -9,10 +9,8 @@ import torch.nn.functional as F
 from inputs import phi, unit_phi
 from stubs import assert_near, new_method, stepped
 
-from reid_fast.config import parse
+from reid_fast.command_line import parse
 from reid_fast.errors import UserError
-from reid_fast.methods import method_names
-from reid_fast.train import method_settings
 
 pytestmark = pytest.mark.usefixtures("raw_encoder")
 CAMS = np.repeat([0, 1, 2], 4)
@@ -64,14 +62,14 @@ def test_a_camera_that_no_cluster_has_seen():
     method = new_method("cap", cams=[0, 0, 3, 3, 1])
     method.fill_memory(unit_phi(5, 0.5), np.array([0, 0, 0, 0, -1]))
     assert method.proxies.labels.tolist() == [0, 0]
-    assert method.proxies.places[:, 0].tolist() == [0, -1, -1, 1]
+    assert method.proxies.row_of[:, 0].tolist() == [0, -1, -1, 1]
 
 
 def test_batches_hold_whole_proxies():
     rng = np.random.default_rng(0)
     cams, labels = rng.integers(0, 3, 400), rng.integers(-1, 6, 400)
     method = new_method("cap", cams=cams, batch_size=16, num_instances=4)
-    plan = method.plan(labels, 0)
+    plan = method.plan_epoch(labels, 0)
     assert len(plan) == (labels >= 0).sum() // 16
     assert (labels[plan] >= 0).all()
     for batch in plan:
@@ -79,7 +77,7 @@ def test_batches_hold_whole_proxies():
         assert all(len(proxy) == 1 for proxy in proxies)
         assert len(set.union(*proxies)) == 4
         assert all(count == 1 for count in Counter(batch.tolist()).values())
-    assert new_method("cap", cams=cams, batch_size=16, num_instances=4, iters=3).plan(labels, 0).shape == (
+    assert new_method("cap", cams=cams, batch_size=16, num_instances=4, iters=3).plan_epoch(labels, 0).shape == (
         3,
         16,
     )
@@ -93,7 +91,7 @@ def test_the_learning_rate_rises_from_a_hundredth_and_falls_twice():
 
 def test_the_papers_settings():
     for dataset in ("market1501", "msmt17", "dukemtmcreid"):
-        config, _ = parse(["--method", "cap", "-d", dataset], method_names(), method_settings)
+        config, _ = parse(["--method", "cap", "-d", dataset])
         expected = {"iters": 0, "batch_size": 32, "num_instances": 4, "bn_group": 32, "epochs": 50, "eps": 0.5,
                     "k1": 20, "momentum": 0.2, "camera_temp": 0.07, "camera_weight": 0.5, "camera_epoch": 5,
                     "negatives": 50, "stem_relu": False}  # fmt: skip
@@ -117,7 +115,7 @@ def test_with_cluster_contrast_both_losses_and_both_updates():
     cc_losses, (cc_gradient,) = step(cc)
     assert losses == {**cc_losses, **cap_losses}
     assert_near(gradient, cap_gradient + cc_gradient)
-    assert torch.equal(both.memory, cc.memory)
+    assert torch.equal(both.memory.rows, cc.memory.rows)
     assert torch.equal(both.proxies.rows, cap.proxies.rows)
     assert set(step(started("cap_cc"), epoch=4)[0]) == {"contrast", "intra"}
     assert set(step(started("cap_cc", intra=False), epoch=5)[0]) == {"contrast", "inter"}
@@ -133,7 +131,7 @@ def test_both_memories_are_saved():
 
 def test_the_name_on_the_command_line():
     for name in ("cap-cc", "cap_cc"):
-        config, origin = parse(["--method", name, "-d", "msmt17"], method_names(), method_settings)
+        config, origin = parse(["--method", name, "-d", "msmt17"])
         assert config.method == "cap_cc"
         assert (config.iters, config.batch_size, config.stem_relu) == (400, 256, True)
         assert origin["iters"] == "cap_cc on msmt17"

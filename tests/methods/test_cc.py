@@ -11,10 +11,9 @@ from inputs import phi
 from stubs import new_method, stepped
 
 from reid_fast import jaccard_graph
-from reid_fast.config import parse
+from reid_fast.command_line import parse
 from reid_fast.methods import method_class, method_names
 from reid_fast.methods.base import Method
-from reid_fast.train import method_settings
 
 Y = torch.tensor([0, 0, 2, 2, 0, 3])
 LOSS, NORM = 5.964139, 4.908295
@@ -40,14 +39,14 @@ def make(raw_encoder):
 def test_golden_loss_gradient_and_update(make, update):
     method = make(temp=0.05, momentum=0.1, update=update)
     before = F.normalize(phi(5, 0.5))
-    method.memory = before.clone()
+    method.memory.rows = before.clone()
     losses, (gradient,) = stepped(method, [phi(6, 2.0)], Y)
     assert sum(losses.values()) == pytest.approx(LOSS, abs=1e-5)
     assert gradient.norm().item() == pytest.approx(NORM, abs=1e-5)
     np.testing.assert_allclose(gradient[0], GRADIENT, atol=1e-5)
     for row, expected in UPDATED[update].items():
-        np.testing.assert_allclose(method.memory[row], expected, atol=1e-5)
-    assert torch.equal(method.memory[[1, 4]], before[[1, 4]])
+        np.testing.assert_allclose(method.memory.rows[row], expected, atol=1e-5)
+    assert torch.equal(method.memory.rows[[1, 4]], before[[1, 4]])
 
 
 @pytest.mark.parametrize(("n", "clusters"), [(1, 1), (17, 3), (101, 13)])
@@ -57,17 +56,17 @@ def test_the_memory_is_the_unit_mean_of_each_cluster(make, n, clusters):
     features = F.normalize(torch.from_numpy(rng.normal(size=(n, 8)))).float()
     method = make(cams=[0] * n)
     method.fill_memory(features, labels)
-    assert method.memory.shape == (clusters, 8)
+    assert method.memory.rows.shape == (clusters, 8)
     for label in range(clusters):
         mean = np.mean([features[i].double().numpy() for i in range(n) if labels[i] == label], axis=0)
-        np.testing.assert_allclose(method.memory[label], mean / np.linalg.norm(mean), atol=1e-6)
+        np.testing.assert_allclose(method.memory.rows[label], mean / np.linalg.norm(mean), atol=1e-6)
 
 
 def test_the_memory_is_saved_with_the_method_whatever_its_rows(make):
     method, other = make(), make()
     method.fill_memory(F.normalize(phi(12, 0.3)), np.arange(12) % 5)
     other.load_state_dict(method.state_dict())
-    assert torch.equal(other.memory, method.memory)
+    assert torch.equal(other.memory.rows, method.memory.rows)
 
 
 def test_the_learning_rate_falls_by_ten_every_twenty_epochs(make):
@@ -83,13 +82,13 @@ def test_labels_come_from_the_features_and_outliers_take_no_part(make):
     features = torch.cat([centres[true] + 0.05 * torch.randn(40, 8), -centres.sum(0, keepdim=True)])
     features = F.normalize(features)
     method = make(cams=np.arange(41) % 3, batch_size=8, num_instances=4, iters=9)
-    found = method.features(lambda encoder: features)
-    labels = method.labels(jaccard_graph(found, 10, 1, method.max_distance(0)), 0)
+    found = method.extract_features(lambda encoder: features)
+    labels = method.assign_labels(jaccard_graph(found, 10, 1, method.max_distance(0)), 0)
     assert len(set(zip(labels[:40].tolist(), true.tolist(), strict=True))) == 4
     assert labels[40] == -1
     method.fill_memory(features, labels)
-    assert method.memory.shape == (4, 8)
-    plan = method.plan(labels, epoch=0)
+    assert method.memory.rows.shape == (4, 8)
+    plan = method.plan_epoch(labels, epoch=0)
     assert plan.shape == (9, 8)
     assert (labels[plan] >= 0).all()
     assert all(set(Counter(row.tolist()).values()) == {4} for row in labels[plan])
@@ -101,7 +100,7 @@ def test_labels_come_from_the_features_and_outliers_take_no_part(make):
 def test_the_plan_honours_the_cameras_and_their_switch(make, cam):
     cams = np.tile([0] * 8 + [1, 2], 4)
     method = make(cams=cams, batch_size=8, num_instances=4, iters=50, cam=cam)
-    groups = method.plan(np.repeat(np.arange(4), 10), epoch=0).reshape(-1, 4)
+    groups = method.plan_epoch(np.repeat(np.arange(4), 10), epoch=0).reshape(-1, 4)
     assert (cams[groups[:, 1:]] != cams[groups[:, :1]]).all() == cam
 
 
@@ -116,7 +115,7 @@ def test_the_plan_honours_the_cameras_and_their_switch(make, cam):
     ],
 )
 def test_the_papers_settings_are_the_defaults(dataset, differs):
-    config, _ = parse(["--method", "cc", "--dataset", dataset], method_names(), method_settings)
+    config, _ = parse(["--method", "cc", "--dataset", dataset])
     expected = {
         "epochs": 50, "iters": 200, "batch_size": 256, "num_instances": 16, "bn_group": 64, "eps": 0.6,
         "k1": 30, "k2": 6, "min_samples": 4, "momentum": 0.1, "temp": 0.05, "update": "serial", "lr": 3.5e-4,

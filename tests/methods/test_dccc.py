@@ -7,9 +7,7 @@ import torch.nn.functional as F
 from inputs import phi, unit_phi
 from stubs import assert_near, new_method, stepped
 
-from reid_fast.config import parse
-from reid_fast.methods import method_names
-from reid_fast.train import method_settings
+from reid_fast.command_line import parse
 
 pytestmark = pytest.mark.usefixtures("raw_encoder")
 Y = [0, 0, 2, 2, 0, 3]
@@ -18,7 +16,7 @@ PLAIN = 5.964139
 
 def step(**options):
     method = new_method("dccc", **options)
-    method.memory = unit_phi(5, 0.5)
+    method.memory.rows = unit_phi(5, 0.5)
     losses, (gradient, of_teacher) = stepped(method, (phi(6, 2.0), phi(6, 2.2)), Y)
     assert of_teacher is None
     return method, sum(losses.values()), gradient
@@ -37,8 +35,8 @@ def test_golden_loss_gradient_and_update(smoothing, update_temp, loss, norm, row
     method, value, gradient = step(smoothing=smoothing, update_temp=update_temp)
     assert_near(value, loss)
     assert_near(gradient.norm(), norm)
-    assert_near(method.memory[0], row)
-    assert torch.equal(method.memory[[1, 4]], unit_phi(5, 0.5)[[1, 4]])
+    assert_near(method.memory.rows[0], row)
+    assert torch.equal(method.memory.rows[[1, 4]], unit_phi(5, 0.5)[[1, 4]])
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
@@ -52,7 +50,7 @@ def test_the_loss_is_the_weighted_sum_of_both(weight):
 def test_the_mean_update_is_the_limit_of_the_weighted_one():
     method, _, _ = step(update="mean")
     old, x = unit_phi(5, 0.5), unit_phi(6, 2.0)
-    assert_near(method.memory[0], F.normalize(0.1 * old[0] + 0.9 * x[[0, 1, 4]].mean(0), dim=0))
+    assert_near(method.memory.rows[0], F.normalize(0.1 * old[0] + 0.9 * x[[0, 1, 4]].mean(0), dim=0))
 
 
 def test_the_teacher_is_overwritten_at_step_99_and_then_averages():
@@ -69,7 +67,7 @@ def test_the_teacher_is_overwritten_at_step_99_and_then_averages():
         5000: 0.999,
     }
     assert momentum == pytest.approx(expected)
-    method.memory = unit_phi(5, 0.5)
+    method.memory.rows = unit_phi(5, 0.5)
     with torch.no_grad():
         method.encoder.scale.fill_(3.0)
     for number, scale in ((0, 1.002), (98, 1.003998), (99, 3.0)):
@@ -78,7 +76,7 @@ def test_the_teacher_is_overwritten_at_step_99_and_then_averages():
     assert not any(parameter.requires_grad for parameter in method.teacher.parameters())
 
 
-def test_the_radius_falls_by_a_hundredth_until_it_passes_the_lowest():
+def test_eps_falls_by_a_hundredth_until_it_passes_the_lowest():
     method = new_method("dccc", eps=0.7)
     expected = {
         0: 0.6930,
@@ -127,7 +125,7 @@ def test_the_learning_rate_rises_for_ten_epochs_and_stays():
     ],
 )
 def test_the_papers_settings(dataset, expected):
-    config, _ = parse(["--method", "dccc", "-d", dataset], method_names(), method_settings)
+    config, _ = parse(["--method", "dccc", "-d", dataset])
     expected |= {"batch_size": 256, "num_instances": 16, "bn_group": 64, "temp": 0.05, "momentum": 0.1,
                  "soft_weight": 1.0, "ema": 0.999, "iters": 200, "pooling_type": "avg", "eval_step": 2}  # fmt: skip
     assert {name: getattr(config, name) for name in expected} == expected

@@ -48,7 +48,7 @@ def test_without_attention_it_is_cluster_contrast(update, of_cc):
     for method in (rcl, cc):
         method.fill_memory(features, labels)
         losses, (gradient,) = stepped(method, [phi(6, 2.0)], Y)
-        results.append((losses, gradient, method.memory))
+        results.append((losses, gradient, method.memory.rows))
     assert results[0][0] == results[1][0]
     assert torch.equal(results[0][1], results[1][1])
     assert torch.equal(results[0][2], results[1][2])
@@ -63,7 +63,7 @@ def test_prototypes_are_members_weighted_by_the_attention_they_receive():
         x = features[labels == label]
         w = attention_of(method.attention, x)
         assert_near(w.sum(), 1)
-        assert_near(method.memory[label], F.normalize(w @ x, dim=0))
+        assert_near(method.memory.rows[label], F.normalize(w @ x, dim=0))
 
 
 def test_the_projections_begin_equal_and_orthonormal():
@@ -112,7 +112,7 @@ def test_training_lowers_its_loss_and_leaves_nothing_to_the_encoders_optimiser(t
     assert loss_of(method.attention.state_dict()) < before
     assert not any(parameter.requires_grad for parameter in method.attention.parameters())
     assert all(parameter.grad is None for parameter in method.attention.parameters())
-    assert not method.memory.requires_grad
+    assert not method.memory.rows.requires_grad
 
 
 def test_the_update_picks_the_member_that_receives_least_attention():
@@ -120,13 +120,13 @@ def test_the_update_picks_the_member_that_receives_least_attention():
     method = new_method("rcl", saa_train="none")
     disturbed(method.attention)
     method.fill_memory(features, labels)
-    before, x = method.memory.clone(), unit_phi(6, 2.0)
+    before, x = method.memory.rows.clone(), unit_phi(6, 2.0)
     stepped(method, [phi(6, 2.0)], Y)
     for label in (0, 2, 3):
         members = x[torch.tensor(Y) == label]
         chosen = members[attention_of(method.attention, members).argmin()] if len(members) > 1 else members[0]
-        assert_near(method.memory[label], F.normalize(0.1 * before[label] + 0.9 * chosen, dim=0))
-    assert torch.equal(method.memory[1], before[1])
+        assert_near(method.memory.rows[label], F.normalize(0.1 * before[label] + 0.9 * chosen, dim=0))
+    assert torch.equal(method.memory.rows[1], before[1])
 
 
 @pytest.mark.parametrize("guard", [0.0, 0.3, 0.9, 5.0])

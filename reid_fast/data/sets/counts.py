@@ -23,7 +23,7 @@ class CountRow:
     published_cameras: int | None
 
 
-def count_table(data: ReidSet) -> list[CountRow]:
+def count_rows(data: ReidSet) -> list[CountRow]:
     """One row for each split that the set has: train, query, gallery."""
     spec = KNOWN.get(data.name)
     rows = []
@@ -45,12 +45,12 @@ def count_table(data: ReidSet) -> list[CountRow]:
     return rows
 
 
-def render_counts(data: ReidSet) -> Table:
-    """`count_table` for the console; unlike what was published: `3,871 of 12,936 published`."""
+def counts_table(data: ReidSet) -> Table:
+    """`count_rows` for the console; unlike what was published: `3,871 of 12,936 published`."""
     table = Table("split", title=f"{data.name} ({data.layout})")
     for column in ("identities", "images", "cameras"):
         table.add_column(column, justify="right")
-    for row in count_table(data):
+    for row in count_rows(data):
         table.add_row(
             row.split,
             _beside(row.identities, row.published_identities),

@@ -107,3 +107,10 @@ KNOWN: Mapping[str, SetSpec] = {
         size=(224, 224),
     ),
 }
+
+# (H, W) in pixels that the field uses, by the names that --dataset takes.
+SIZES: Mapping[str, tuple[int, int]] = {
+    "synthetic": (256, 128),
+    **{name: spec.size for name, spec in KNOWN.items()},
+    "folder": (256, 128),
+}

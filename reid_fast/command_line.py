@@ -1,0 +1,185 @@
+"""Dataclasses of settings as command lines: grouped help, layers below the flags, one sentence for a wrong flag."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import pairwise
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from reid_fast.config import RECIPES, RECIPES_OF, Config, Overlay, Positional, Short, check, declares, flag_of, marks
+from reid_fast.data.sets.known import SIZES
+from reid_fast.errors import UserError
+from reid_fast.methods import method_class, method_names, settings_class
+from reid_fast.methods.settings import SourceSettings
+
+S = TypeVar("S")
+
+
+def parse(argv: Sequence[str] | None) -> tuple[Config, dict[str, str]]:
+    """Read the command line of training: `--method` first, then the settings that it reads.
+
+    Args:
+        argv: the flags; None takes the process's own.
+
+    Returns:
+        The settings, and for each the layer it came from.
+
+    Raises:
+        UserError: an unknown method, data set, recipe or flag, a flag of another method, a setting out of range.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    method = _method_of(argv)
+    settings = settings_class(method)
+    _refuse_other_flags(argv, method)
+    description = f"{Config.__doc__}\n\nMethods: {', '.join(map(_shown, method_names()))}."
+    asked = read(settings, argv, settings(method=method), description)
+    layers = list(_layers(asked, method))
+    base = settings(**{"method": method} | {key: value for _, layer in layers for key, value in layer.items()})
+    config = dataclasses.replace(read(settings, argv, base, description), method=method)
+    check(config)
+    origin = {name: _declared_by(settings, name, method) for name in vars(config)}
+    origin |= {key: name for name, layer in layers for key in layer}
+    return config, origin | {key: "flag" for key in vars(config) if getattr(config, key) != getattr(base, key)}
+
+
+def read(settings: type[S], argv: Sequence[str] | None, default: S | None = None, description: str = "") -> S:
+    """Read a dataclass of settings from flags; the help groups them by the class that declares them.
+
+    Args:
+        settings: a dataclass; a field's help is the string behind it, its short flag a `Short` in its type.
+        argv: the flags; None takes the process's own.
+        default: the values of flags that are not given; None takes the fields' own, where they have one.
+        description: what the help says first.
+    """
+    try:
+        import tyro
+    except ImportError:
+        raise UserError("the command line needs tyro: pip install tyro") from None
+    groups = [(title, _options(settings, home, names, default)) for title, (home, names) in _groups(settings).items()]
+    nested = dataclasses.make_dataclass(settings.__name__, groups)
+    nested.__doc__ = description or settings.__doc__
+    found: Any = tyro.cli(nested, args=argv, config=(tyro.conf.OmitArgPrefixes,))
+    return settings(**{name: value for group in vars(found).values() for name, value in vars(group).items()})
+
+
+def _groups(settings: type) -> dict[str, tuple[type, list[str]]]:
+    """The fields of a dataclass by the first of its bases that declares them: title -> (that class, names)."""
+    groups: dict[str, tuple[type, list[str]]] = {}
+    for field in dataclasses.fields(settings):
+        home = next(cls for cls in reversed(settings.__mro__) if declares(cls, field.name))
+        title = re.sub(r"(Settings|Config)$", "", home.__name__)
+        groups.setdefault(title.lower(), (home, []))[1].append(field.name)
+    return groups
+
+
+def _options(settings: type, home: type, names: list[str], default: Any) -> type:
+    """A dataclass of one group, its fields annotated for tyro."""
+    from tyro import conf
+
+    without_flag: Any = conf.Positional
+    hints, fields = get_type_hints(settings), {field.name: field for field in dataclasses.fields(settings)}
+    options = []
+    for name in names:
+        said = marks(settings, name)
+        kind: Any = without_flag[hints[name]] if Positional in said else hints[name]
+        aliases = [mark.flag for mark in said if isinstance(mark, Short)]
+        kind = Annotated[kind, conf.arg(help=_help(settings, name), aliases=aliases)]
+        value = fields[name].default if default is None else getattr(default, name)
+        options.append((name, kind, dataclasses.field(default=value)))
+    group = dataclasses.make_dataclass(home.__name__, options, kw_only=True)
+    group.__doc__ = home.__doc__
+    return group
+
+
+def _help(settings: type, name: str) -> str:
+    """The string behind the last declaration of a field that has one."""
+    texts = (_help_texts(cls).get(name) for cls in settings.__mro__ if declares(cls, name))
+    return next(filter(None, texts), "")
+
+
+@cache
+def _help_texts(cls: type) -> Mapping[str, str]:
+    """The strings that stand behind the fields of a class."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(tree, ast.ClassDef)
+    return {
+        ast.unparse(field.target): " ".join(ast.literal_eval(text.value).split())
+        for field, text in pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+def _method_of(argv: Sequence[str]) -> str:
+    """The method that the flags name, as its file is called."""
+    name = Config.method
+    for flag, value in pairwise([*argv, ""]):
+        if flag == "--method":
+            name = value
+        elif flag.startswith("--method="):
+            name = flag.partition("=")[2]
+    if name.replace("-", "_") not in method_names():
+        raise UserError(f"--method {_shown(name)} is not known: choose from {', '.join(map(_shown, method_names()))}")
+    return name.replace("-", "_")
+
+
+def _refuse_other_flags(argv: Sequence[str], method: str) -> None:
+    own = set(_flags(settings_class(method)))
+    for token in argv:
+        flag = "--" + token[2:].partition("=")[0].replace("_", "-")
+        if not token.startswith("--") or token.startswith("--tyro-") or flag in own | {"--help"}:
+            continue
+        readers = [_shown(name) for name in method_names() if flag in _flags(settings_class(name))]
+        if readers:
+            raise UserError(f"{flag} is a setting of {_listed(readers)}, which --method {_shown(method)} does not read")
+        near = difflib.get_close_matches(flag, own, 1)
+        raise UserError(f"{flag} is no setting" + (f": did you mean {near[0]}?" if near else ": --help lists them"))
+
+
+def _flags(settings: type) -> Iterator[str]:
+    for field in dataclasses.fields(settings):
+        yield flag_of(field.name)
+        if field.type in (bool, "bool"):
+            yield flag_of(f"no_{field.name}")
+
+
+def _layers(asked: Config, method: str) -> Iterator[tuple[str, Overlay]]:
+    """What lies over a method's defaults and below the flags, each with its name."""
+    source = [asked.source] if isinstance(asked, SourceSettings) and asked.source is not None else []
+    _require_known("dataset", [asked.dataset], SIZES)
+    _require_known("source", source, SIZES)
+    _require_known("recipe", asked.recipe, RECIPES)
+    further = method_class(method).recipes
+    height, width = SIZES[asked.dataset]
+    yield f"data set {asked.dataset}", {"height": height, "width": width}
+    yield f"{method} on {asked.dataset}", further.get(asked.dataset, {})
+    for name in dict.fromkeys((*RECIPES_OF.get(asked.dataset, ()), *asked.recipe)):  # each once, in this order
+        yield f"recipe {name}", RECIPES[name]
+        yield f"{method} with {name}", further.get(name, {})
+
+
+def _require_known(flag: str, names: Sequence[str], known: Mapping[str, object]) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"--{flag} {name} is not known: choose from {', '.join(sorted(known))}")
+
+
+def _declared_by(settings: type, name: str, method: str) -> str:
+    """Whose default a setting has: the engine's, or the method's."""
+    last = next(cls for cls in settings.__mro__ if declares(cls, name))
+    return "default" if last in Config.__mro__ else f"method {method}"
+
+
+def _shown(method: str) -> str:
+    return method.replace("_", "-")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
