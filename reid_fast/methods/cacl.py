@@ -102,7 +102,7 @@ class AsymmetricContrast(Method):
         return self.colour.rows
 
     def assign_labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:
-        """Clusters, refined by a tighter clustering: every picture gets a class."""
+        """Clusters, refined by a tighter clustering: every image gets a class."""
         config = self.config
         labels, tight = (clustering.dbscan(graph, eps, config.min_samples) for eps in self.radii)
         return refine(labels, tight, graph, config.refine_ratio, config.refine_norm)

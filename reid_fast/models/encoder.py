@@ -1,4 +1,4 @@
-"""Pictures to unit features: backbone, pooling, BNNeck."""
+"""Images to L2-normalised features: backbone, pooling, BNNeck."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ class Encoder(nn.Module):
             return self.neck(pooled)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D] float32 unit rows: what is contrasted, clustered and retrieved."""
+        """[B, 3, H, W] -> [B, D] float32 L2-normalised features: what is contrasted, clustered and retrieved."""
         return F.normalize(self.necked(self.pooled(images)))

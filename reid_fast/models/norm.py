@@ -18,6 +18,8 @@ class _GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm whose training statistics are taken over contiguous groups of `group` images (0: the whole batch)."""
 
     group: int = 0
+    num_batches_tracked: Tensor
+    momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, ...], any memory format; the last group is shorter when `group` does not divide B."""
@@ -48,13 +50,13 @@ class IBN(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.half = channels // 2
-        self.IN = nn.InstanceNorm2d(self.half, affine=True)
-        self.BN = GroupedBatchNorm2d(channels - self.half)
+        first = channels // 2
+        self.IN = nn.InstanceNorm2d(first, affine=True)
+        self.BN = GroupedBatchNorm2d(channels - first)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, H, W]."""
-        instance, batch = x.split([self.half, x.shape[1] - self.half], dim=1)
+        instance, batch = x.split([self.IN.num_features, self.BN.num_features], dim=1)
         return torch.cat([self.IN(instance.contiguous()), self.BN(batch.contiguous())], dim=1)
 
 

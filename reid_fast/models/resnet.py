@@ -101,7 +101,7 @@ class ResNet(nn.Module):
         self.bn1 = GroupedBatchNorm2d(arch.width)
         self.relu = nn.ReLU(inplace=True) if stem_relu else nn.Identity()
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        # Stride 1 in the last stage keeps a 16×8 map for 256×128 pictures; IBN-a leaves that stage plain.
+        # Stride 1 in the last stage keeps a 16×8 map for 256×128 images; IBN-a leaves that stage plain.
         self.layer1 = self._stage(arch, 0, stride=1, ibn=arch.ibn)
         self.layer2 = self._stage(arch, 1, stride=2, ibn=arch.ibn)
         self.layer3 = self._stage(arch, 2, stride=2, ibn=arch.ibn)

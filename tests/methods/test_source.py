@@ -12,8 +12,6 @@ from stubs import assert_near, batch_of, images, new_method
 from reid_fast.data.synthetic.draw import synthetic_folder
 from reid_fast.evaluate import main as evaluate
 from reid_fast.methods import method_class
-from reid_fast.models.encoder import Encoder
-from reid_fast.models.norm import GroupedBatchNorm1d, split_domains, target_state
 from reid_fast.models.resnet import ARCHS, Arch, BasicBlock
 from reid_fast.train import main as train
 
@@ -103,34 +101,6 @@ def test_a_batch_is_half_source_half_target(make):
     assert (plan[:, :4] < 6).all()
     assert (plan[:, 4:] >= 6).all()
     assert (LABELS[plan[:, 4:] - 6] >= 0).all()
-
-
-@pytest.mark.parametrize("group", [0, 4])
-def test_batchnorm_by_domain_is_one_of_each_half(group):
-    torch.manual_seed(0)
-    layer = torch.nn.Sequential(GroupedBatchNorm1d(5))
-    layer[0].group = group
-    split_domains(layer)
-    literal = [GroupedBatchNorm1d(5) for _ in range(2)]
-    for part in literal:
-        part.group = group
-    x = torch.randn(16, 5) * 3 + 1
-    expected = torch.cat([literal[0](x[:8]), literal[1](x[8:])])
-    assert torch.equal(layer(x), expected)
-    for own, other in zip((layer[0].source, layer[0].target), literal, strict=True):
-        assert torch.equal(own.running_mean, other.running_mean)
-    assert torch.equal(layer.eval()(x), literal[1].eval()(x))
-
-
-def test_the_target_state_is_a_plain_encoder():
-    torch.manual_seed(0)
-    encoder, plain = Encoder("resnet18_half", "gem"), Encoder("resnet18_half", "gem")
-    split_domains(encoder)
-    pictures = torch.randn(8, 3, 32, 16)
-    encoder(pictures)  # moves the statistics of both domains apart
-    plain.load_state_dict(target_state(encoder))
-    assert torch.equal(plain.eval()(pictures), encoder.eval()(pictures))
-    assert target_state(plain).keys() == plain.state_dict().keys()
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -1,0 +1,84 @@
+"""Pooling in float64, the neck, and what an encoder returns."""
+
+import copy
+
+import pytest
+import torch
+
+from reid_fast.models.encoder import Encoder, GeM
+
+
+@pytest.mark.parametrize("p", [1.0, 3.0, 4.7])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 5, 16, 8), (2, 7, 5, 3)])
+def test_gem_equals_its_formula_in_float64(p, shape):
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    wide = x.double().clamp(min=1e-6)
+    expected = (wide**p).mean((2, 3)) ** (1 / p)
+    torch.testing.assert_close(GeM(p)(x), expected.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_gem_has_one_trainable_exponent_that_begins_at_3():
+    pool = GeM()
+    assert [(p.shape, p.item(), p.requires_grad) for p in pool.parameters()] == [((1,), 3.0, True)]
+
+
+def test_gem_gradients_equal_the_formulas_in_float64():
+    torch.manual_seed(0)
+    pool, x = GeM(), torch.rand(3, 5, 4, 3).requires_grad_()
+    upstream = torch.randn(3, 5)
+    pool(x).backward(upstream)
+    wide = x.detach().double().requires_grad_()
+    p = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
+
+    def formula(x, p):
+        return x.clamp(min=1e-6).pow(p).mean((2, 3)).pow(1 / p)
+
+    assert torch.autograd.gradcheck(formula, (wide, p))
+    formula(wide, p).backward(upstream.double())
+    torch.testing.assert_close(x.grad, wide.grad.float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(pool.p.grad, p.grad.float(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("pooling", ["avg", "gem"])
+def test_pooling_accumulates_halves_in_float32(pooling, dtype):
+    torch.manual_seed(0)
+    pool = Encoder("resnet18_half", pooling).pool
+    x = (10 * torch.rand(2, 5, 64, 64)).to(dtype)
+    got = pool(x)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, pool(x.float()), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_encoder_returns_normalised_float32_features(tiny, amp, training):
+    x = torch.randn(5, 3, 32, 16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        got = tiny.train(training)(x)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double().norm(dim=1), torch.ones(5).double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_neck_stands_between_pooling_and_norm(tiny, training):
+    tiny.train(training)
+    tiny.neck.running_mean.uniform_(-1, 1)
+    tiny.neck.running_var.uniform_(0.5, 2)
+    tiny.neck.weight.data.uniform_(0.5, 2)
+    x = torch.randn(6, 3, 32, 16)
+    neck = copy.deepcopy(tiny.neck)
+    u = copy.deepcopy(tiny).pooled(x)
+    mean, var = (u.mean(0), u.var(0, correction=0)) if training else (neck.running_mean, neck.running_var)
+    b = (u - mean) / (var + 1e-5).sqrt() * neck.weight
+    torch.testing.assert_close(tiny(x), b / b.norm(dim=1, keepdim=True), rtol=1e-4, atol=1e-5)
+
+
+def test_the_neck_bias_is_frozen_at_zero_and_all_else_trains(tiny):
+    assert [name for name, p in tiny.named_parameters() if not p.requires_grad] == ["neck.bias"]
+    assert not tiny.neck.bias.any()
+    assert (tiny.neck.weight == 1).all()
+    tiny(torch.randn(4, 3, 32, 16)).sum().backward()
+    assert tiny.neck.bias.grad is None
+    assert all(p.grad is not None for name, p in tiny.named_parameters() if name != "neck.bias")
