@@ -63,3 +63,29 @@ def market_folder(tmp_path_factory):
 def golden():
     """Features of 200 identities, and the published code's distances and pseudo labels of them."""
     return dict(np.load(GOLDEN))
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory):
+    """A small set with the layout and the camera count of Market-1501."""
+    from reid_fast.data.synthetic.draw import synthetic_folder
+
+    return synthetic_folder(tmp_path_factory.mktemp("people"), train_ids=12, test_ids=4)
+
+
+@pytest.fixture
+def copied(people, tmp_path):
+    """The same, to be spoilt."""
+    for path in people.rglob("*.jpg"):
+        target = tmp_path / "data" / path.relative_to(people)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.hardlink_to(path)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def tiny_arch(monkeypatch):
+    """--arch tiny: one block of eight channels a stage."""
+    from reid_fast.models.resnet import ARCHS, Arch, BasicBlock
+
+    monkeypatch.setitem(ARCHS, "tiny", Arch(BasicBlock, (1, 1, 1, 1), width=8))

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from scipy import ndimage
 
 GOLDEN = Path(__file__).parent / "golden/pseudo_labels_200ids.npz"
+# The settings of the smallest runs, for `argv`.
+TINY = {
+    "recipe": "small",
+    "height": 32,
+    "width": 16,
+    "batch_size": 16,
+    "k1": 8,
+    "k2": 3,
+    "device": "cpu",
+    "dataset": "market1501",
+}
 PHOTOS = [(128, 64), (48, 24), (97, 31), (200, 90), (30, 20), (61, 61)]
 
 
@@ -21,6 +34,22 @@ def argv(**settings):
         flag = "--" + name.replace("_", "-")
         flags += [flag] if value is True else [flag, str(value)]
     return flags
+
+
+def rows_of(folder):
+    """The rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def refused(capsys, run, *flags):
+    """Run a command line that must end in exit code 2, and return its one sentence."""
+    with pytest.raises(SystemExit) as stop:
+        run([str(flag) for flag in flags])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert "Traceback" not in line
+    return line
 
 
 def phi(n, s, width=8):

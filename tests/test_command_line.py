@@ -1,0 +1,112 @@
+"""The command line: layers of settings, their ranges, flags of other methods, help."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from inputs import TINY, argv, refused
+
+from reid_fast.command_line import _help
+from reid_fast.config import RECIPES
+from reid_fast.data.sets.known import SIZES
+from reid_fast.methods import method_class, method_names, settings_class
+from reid_fast.train import main as train
+
+RUN = argv(**TINY, method="cc", iters=8, epochs=2, amp=True)
+
+
+def test_show_config_names_the_origin_of_each_setting(capsys) -> None:
+    train(["--recipe", "small", "--eps", "0.55", "--show-config"])
+    shown = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "flag" in shown["eps"]
+    assert "recipe small" in shown["arch"]
+    assert "method cc" in shown["temp"]
+    assert "default" in shown["k2"]
+
+
+def test_the_synthetic_set_is_trained_with_the_small_recipe(capsys) -> None:
+    shown = []
+    for flags in (["-d", "synthetic"], ["-d", "market1501", "--recipe", "small"]):
+        train(["--method", "ice", *flags, "--show-config"])
+        lines = capsys.readouterr().out.splitlines()
+        shown.append([line for line in lines if line.split()[0] not in ("dataset", "recipe")])
+    assert shown[0] == shown[1]
+    assert any("ice with small" in line for line in shown[0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--method", "xyz"], "--method xyz is not known"),
+        (["-d", "xyz"], "--dataset xyz is not known"),
+        (["--recipe", "xyz"], "--recipe xyz is not known"),
+        (["-b", "15"], "not a multiple"),
+        (["-b", "72", "--bn-group", "64"], "not a multiple of --bn-group"),
+        (["--iters", "-1"], "--iters must be at least 0"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--eps", "1.5"], "--eps must lie between"),
+        (["--k2", "40"], "--k2 40"),
+        (["--momentum", "1"], "--momentum"),
+        (["--lr", "-1"], "--lr"),
+        (["--cache", "-0.5"], "--cache must be at least 0, not -0.5"),
+        (["--cache", "nan"], "--cache must be at least 0, not nan"),
+        (["--arch", "vgg"], "--arch vgg"),
+        (["--device", "tpu"], "--device tpu"),
+        (["--weights", "nowhere.pth"], "nowhere.pth"),
+    ],
+)
+def test_settings_out_of_range(capsys, people: Path, tmp_path: Path, flags: list[str], text: str) -> None:
+    assert text in refused(capsys, train, *RUN, "--data-dir", people, "--logs-dir", tmp_path / "run", *flags)
+
+
+def test_a_flag_of_another_method_is_refused(people, tmp_path, capsys):
+    text = refused(
+        capsys, train, *argv(**TINY, method="cc", data_dir=people, logs_dir=tmp_path / "run"), "--hps-guard", "0.5"
+    )
+    assert text == "error: --hps-guard is a setting of rcl, which --method cc does not read"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_flag_that_nobody_knows_is_refused(people, tmp_path, capsys):
+    text = refused(
+        capsys, train, *argv(**TINY, method="cc", data_dir=people, logs_dir=tmp_path / "run"), "--num-instance=4"
+    )
+    assert "--num-instance is no setting: did you mean --num-instances?" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "text"),
+    [
+        ("spcl", ["--eps-gap", "0.7"], "--eps-gap 0.7"),
+        ("cacl", ["--eps", "0.999"], "--eps-gap 0.005"),
+        ("cap", ["--negatives", "129"], "--negatives must lie between 1 and 128, not 129"),
+        ("ice", ["--camera-temp", "0"], "--camera-temp must be positive"),
+        ("dccc", ["--ema", "1"], "--ema must lie between 0 and 1, 1 excluded"),
+        ("dccc", ["--smoothing", "1.5"], "--smoothing"),
+        ("rcl", ["--saa-lr", "nan"], "--saa-lr must be positive, not nan"),
+        ("cc", ["--update-temp", "inf"], "--update-temp must be positive, not inf"),
+    ],
+)
+def test_settings_out_of_range_of_a_method(name, more, text, people, tmp_path, capsys):
+    assert text in refused(capsys, train, *argv(**TINY, method=name, data_dir=people, logs_dir=tmp_path / "run"), *more)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_a_recipe_sets_what_the_method_reads(name):
+    known = {field.name for field in dataclasses.fields(settings_class(name))}
+    for place, overlay in method_class(name).recipes.items():
+        assert place in {*SIZES, *RECIPES}
+        assert set(overlay) <= known
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_setting_is_documented_and_grouped(name, capsys):
+    with pytest.raises(SystemExit):
+        train(["--method", name, "--help"])
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(settings_class(name)):
+        assert re.search(rf"--{field.name.replace('_', '-')}\b", shown), field.name
+        assert _help(settings_class(name), field.name), field.name

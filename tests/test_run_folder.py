@@ -1,0 +1,81 @@
+"""The run folder: its number, what may be continued, full disks, broken files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from inputs import TINY, argv, refused
+
+from reid_fast.evaluate import main as evaluate
+from reid_fast.train import main as train
+
+RUN = argv(**TINY, method="cc", iters=8, epochs=2, amp=True)
+
+
+def test_the_run_folder_is_numbered_when_none_is_named(people: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = [*RUN, "--data-dir", str(people), "--epochs", "1", "--iters", "2"]
+    train(flags)
+    train(flags)
+    train([*flags, "--resume"])
+    assert sorted(path.name for path in Path("logs").iterdir()) == ["cc-market1501-001", "cc-market1501-002"]
+
+
+def test_checkpoints_that_cannot_be_continued(capsys, people: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    flags = [*RUN, "--data-dir", people, "--logs-dir", folder, "--epochs", "1", "--iters", "2"]
+    train([str(flag) for flag in flags])
+    good = (folder / "last.pt").read_bytes()
+    assert "already holds a run" in refused(capsys, train, *flags)
+    assert "--arch resnet18_half" in refused(capsys, train, *flags, "--resume", "--arch", "resnet18")
+    for content in (good[: len(good) // 2], b"not a checkpoint", b""):
+        (folder / "last.pt").write_bytes(content)
+        assert "last.pt is damaged or not a checkpoint" in refused(capsys, train, *flags, "--resume")
+        assert (folder / "last.pt").read_bytes() == content
+    (folder / "last.pt").write_bytes(good)
+    state = torch.load(folder / "last.pt", weights_only=True)
+    del state["config"]["k2"]  # as if the setting had come later
+    torch.save(state, folder / "last.pt")
+    assert "another version" in refused(capsys, train, *flags, "--resume")
+    torch.save({"weights": torch.zeros(3)}, folder / "last.pt")
+    assert "not a checkpoint" in refused(capsys, train, *flags, "--resume")
+
+    score = [folder, "-d", "market1501", "--data-dir", people]
+    description = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(description | {"arch": "resnet34"}))
+    assert "do not fit each other" in refused(capsys, evaluate, *score)
+    (folder / "model.safetensors").write_bytes(b"cut")
+    assert "damaged" in refused(capsys, evaluate, *score)
+    (folder / "model.safetensors").unlink()
+    assert "holds no finished epoch" in refused(capsys, evaluate, *score)
+    assert "no run folder" in refused(capsys, evaluate, tmp_path / "other", *score[1:])
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(capsys, people: Path, tmp_path: Path, monkeypatch) -> None:
+    from reid_fast import run_folder
+
+    folder = tmp_path / "run"
+    flags = [*RUN, "--data-dir", people, "--logs-dir", folder]
+    train([*map(str, flags), "--epochs", "1"])
+    before = (folder / "last.pt").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folder.torch, "save", full)
+    assert "No space left" in refused(capsys, train, *flags, "--resume")
+    assert (folder / "last.pt").read_bytes() == before
+    assert not list(folder.glob(".*.part"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_batch_saved(capsys, people: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    flags = [*RUN, "--data-dir", people, "--logs-dir", folder, "--lr", "1e30", "--save-steps", "1"]
+    text = refused(capsys, train, *flags)
+    assert "nonfinite.json" in text
+    saved = json.loads((folder / "nonfinite.json").read_text())
+    assert len(saved["batch"]) == 16
+    state = torch.load(folder / "last.pt", weights_only=True)
+    assert state["at"]["step"] <= saved["step"]
