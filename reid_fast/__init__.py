@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
-_PUBLIC = {
-    "knn": "reid_fast.clustering.knn",
-    "jaccard_graph": "reid_fast.clustering.jaccard",
-    "jaccard_distance": "reid_fast.clustering.jaccard",
-    "dbscan": "reid_fast.clustering.dbscan",
-}
-__all__ = ["dbscan", "jaccard_distance", "jaccard_graph", "knn"]
+if TYPE_CHECKING:
+    from reid_fast import ops
+    from reid_fast.clustering import dbscan, jaccard_distance, jaccard_graph, knn
+
+__all__ = ["__version__", "dbscan", "jaccard_distance", "jaccard_graph", "knn", "ops"]
+
+try:
+    __version__ = version("reid-fast")
+except PackageNotFoundError:  # sources on the path, not installed
+    __version__ = "unknown"
 
 
 def __getattr__(name: str) -> Any:
-    """Import an op where it is first used, so that `import reid_fast` costs nothing."""
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'reid_fast' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    """Import a public name where it is first used, so that `import reid_fast` costs nothing."""
+    if name == "ops":
+        return import_module("reid_fast.ops")
+    if name in __all__:
+        return getattr(import_module("reid_fast.clustering"), name)
+    raise AttributeError(f"module 'reid_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -23,7 +23,9 @@ SOURCES = (
     "reid_fast",
 )
 KERNELS = {f"reid_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
-PYTHON = {str(path.relative_to(ROOT)) for path in (ROOT / "reid_fast").glob("**/*.py")} | KERNELS
+PYTHON = (
+    {str(path.relative_to(ROOT)) for path in (ROOT / "reid_fast").glob("**/*.py")} | KERNELS | {"reid_fast/py.typed"}
+)
 
 
 @pytest.fixture(scope="module")
