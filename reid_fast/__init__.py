@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reid_fast import ops
-    from reid_fast.clustering import dbscan, jaccard_distance, jaccard_graph, knn
+    from reid_fast.clustering.dbscan import dbscan
+    from reid_fast.clustering.jaccard import jaccard_distance, jaccard_graph
+    from reid_fast.clustering.knn import knn
 
 __all__ = ["__version__", "dbscan", "jaccard_distance", "jaccard_graph", "knn", "ops"]
 
@@ -18,13 +20,15 @@ except PackageNotFoundError:  # sources on the path, not installed
     __version__ = "unknown"
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name where it is first used, so that `import reid_fast` costs nothing."""
-    if name == "ops":
-        return import_module("reid_fast.ops")
-    if name in __all__:
-        return getattr(import_module("reid_fast.clustering"), name)
-    raise AttributeError(f"module 'reid_fast' has no attribute {name!r}")
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name where it is first used, so that `import reid_fast` costs nothing."""
+        if name == "ops":
+            return import_module("reid_fast.ops")
+        if name in __all__:
+            return getattr(import_module("reid_fast.clustering"), name)
+        raise AttributeError(f"module 'reid_fast' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -23,9 +23,8 @@ SOURCES = (
     "reid_fast",
 )
 KERNELS = {f"reid_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
-PYTHON = (
-    {str(path.relative_to(ROOT)) for path in (ROOT / "reid_fast").glob("**/*.py")} | KERNELS | {"reid_fast/py.typed"}
-)
+SOURCE = {str(path.relative_to(ROOT)) for path in (ROOT / "reid_fast").glob("**/*.py")}
+PYTHON = SOURCE | KERNELS | {"reid_fast/py.typed", "reid_fast/_C.pyi"}
 
 
 @pytest.fixture(scope="module")
