@@ -36,6 +36,12 @@ def argv(**settings):
     return flags
 
 
+def assert_settings(config, expected):
+    """Compare settings with a text: "iters 200, eps 0.6"."""
+    wanted = dict(pair.split(" ") for pair in expected.split(", "))
+    assert {name: str(getattr(config, name)) for name in wanted} == wanted
+
+
 def rows_of(folder):
     """The rows of a run's metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from inputs import phi, unit_phi
+from inputs import assert_settings, phi, unit_phi
 from stubs import assert_near, batch_of, new_method, stepped
 from torch import nn
 
@@ -46,8 +46,8 @@ def test_golden_losses_gradients_and_updates():
     assert_near(grey.norm(), 4.249959)
     assert_near(method.predictor.raw.grad.norm(), 0.251120)
     assert_near(  # branch 1's memory is SpCL's
-        method.colour.rows[0], [-.258934, .335242, .353063, -.348374, -.509425, .195217, .524140, -.046918]
-    )  # fmt: skip
+        method.colour.rows[0], [-0.258934, 0.335242, 0.353063, -0.348374, -0.509425, 0.195217, 0.524140, -0.046918]
+    )
     row = F.normalize(0.2 * unit_phi(10, 0.8)[4] + 0.8 * unit_phi(4, 2.4)[1], dim=0)
     assert_near(method.grey.rows[4], row)
 
@@ -120,6 +120,8 @@ def test_the_predictor():
 def test_the_papers_settings():
     for dataset in ("market1501", "msmt17"):
         config, _ = parse(["--method", "cacl", "-d", dataset])
-        expected = {"iters": 400, "batch_size": 64, "num_instances": 4, "bn_group": 16, "epochs": 80, "eps": 0.6,
-                    "momentum": 0.2, "temp": 0.05, "focal": 4.0, "refine_ratio": 1.0, "seed": 111}  # fmt: skip
-        assert {name: getattr(config, name) for name in expected} == expected
+        assert_settings(
+            config,
+            "iters 400, batch_size 64, num_instances 4, bn_group 16, epochs 80, eps 0.6, momentum 0.2, temp 0.05, "
+            "focal 4.0, refine_ratio 1.0, seed 111",
+        )

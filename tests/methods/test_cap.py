@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from inputs import phi, unit_phi
+from inputs import assert_settings, phi, unit_phi
 from stubs import assert_near, new_method, stepped
 
 from reid_fast.command_line import parse
@@ -92,10 +92,11 @@ def test_the_learning_rate_rises_from_a_hundredth_and_falls_twice():
 def test_the_papers_settings():
     for dataset in ("market1501", "msmt17", "dukemtmcreid"):
         config, _ = parse(["--method", "cap", "-d", dataset])
-        expected = {"iters": 0, "batch_size": 32, "num_instances": 4, "bn_group": 32, "epochs": 50, "eps": 0.5,
-                    "k1": 20, "momentum": 0.2, "camera_temp": 0.07, "camera_weight": 0.5, "camera_epoch": 5,
-                    "negatives": 50, "stem_relu": False}  # fmt: skip
-        assert {name: getattr(config, name) for name in expected} == expected
+        assert_settings(
+            config,
+            "iters 0, batch_size 32, num_instances 4, bn_group 32, epochs 50, eps 0.5, k1 20, momentum 0.2, "
+            "camera_temp 0.07, camera_weight 0.5, camera_epoch 5, negatives 50, stem_relu False",
+        )
     method = new_method("cap")
     (view,) = method.views
     assert (view.erase_area, view.erase_aspect, view.erase_across) == ((0.02, 0.2), (0.3, 3.0), True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from inputs import phi, unit_phi
+from inputs import assert_settings, phi, unit_phi
 from stubs import assert_near, new_method, stepped
 
 from reid_fast.command_line import parse
@@ -25,12 +25,22 @@ def step(**options):
 @pytest.mark.parametrize(
     ("smoothing", "update_temp", "loss", "norm", "row"),
     [
-        (0.3, 0.03, 4.361873, 3.397842,
-         [-0.251604, -0.460483, -0.041167, 0.455107, 0.360315, -0.226416, -0.551419, -0.175158]),
-        (0.1, 0.6, 5.430050, 4.393430,
-         [0.166803, -0.736481, 0.065628, 0.445516, -0.171753, -0.035812, -0.296327, -0.329225]),
+        (
+            0.3,
+            0.03,
+            4.361873,
+            3.397842,
+            [-0.251604, -0.460483, -0.041167, 0.455107, 0.360315, -0.226416, -0.551419, -0.175158],
+        ),
+        (
+            0.1,
+            0.6,
+            5.430050,
+            4.393430,
+            [0.166803, -0.736481, 0.065628, 0.445516, -0.171753, -0.035812, -0.296327, -0.329225],
+        ),
     ],
-)  # fmt: skip
+)
 def test_golden_loss_gradient_and_update(smoothing, update_temp, loss, norm, row):
     method, value, gradient = step(smoothing=smoothing, update_temp=update_temp)
     assert_near(value, loss)
@@ -126,6 +136,9 @@ def test_the_learning_rate_rises_for_ten_epochs_and_stays():
 )
 def test_the_papers_settings(dataset, expected):
     config, _ = parse(["--method", "dccc", "-d", dataset])
-    expected |= {"batch_size": 256, "num_instances": 16, "bn_group": 64, "temp": 0.05, "momentum": 0.1,
-                 "soft_weight": 1.0, "ema": 0.999, "iters": 200, "pooling_type": "avg", "eval_step": 2}  # fmt: skip
     assert {name: getattr(config, name) for name in expected} == expected
+    assert_settings(
+        config,
+        "batch_size 256, num_instances 16, bn_group 64, temp 0.05, momentum 0.1, soft_weight 1.0, ema 0.999, "
+        "iters 200, pooling_type avg, eval_step 2",
+    )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from inputs import phi, unit_phi
+from inputs import assert_settings, phi, unit_phi
 from stubs import assert_near, batch_of, new_method, stepped
 
 from reid_fast.command_line import parse
@@ -111,8 +111,9 @@ def test_the_learning_rate_rises_for_ten_epochs_and_stays():
 def test_the_papers_settings():
     for dataset in ("market1501", "msmt17", "dukemtmcreid"):
         config, _ = parse(["--method", "ice", "-d", dataset])
-        expected = {"epochs": 40, "iters": 400, "batch_size": 32, "num_instances": 4, "bn_group": 8, "eps": 0.55,
-                    "k1": 30, "temp": 0.5, "camera_temp": 0.07, "hard_temp": 0.1, "soft_temp": 0.4, "ema": 0.999,
-                    "smoothing": 0.1, "soft_weight": 10.0, "camera_weight": 0.5, "negatives": 50,
-                    "ice_norm": "reference", "erase": 0.6, "camera_agnostic": False}  # fmt: skip
-        assert {name: getattr(config, name) for name in expected} == expected
+        assert_settings(
+            config,
+            "epochs 40, iters 400, batch_size 32, num_instances 4, bn_group 8, eps 0.55, k1 30, temp 0.5, "
+            "camera_temp 0.07, hard_temp 0.1, soft_temp 0.4, ema 0.999, smoothing 0.1, soft_weight 10.0, "
+            "camera_weight 0.5, negatives 50, ice_norm reference, erase 0.6, camera_agnostic False",
+        )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from inputs import phi, unit_phi, waves
+from inputs import assert_settings, phi, unit_phi, waves
 from stubs import assert_near, new_method, stepped
 
 import reid_fast
@@ -27,8 +27,8 @@ def test_golden_loss_gradient_and_update():
     assert_near(sum(losses.values()), 3.825642)
     assert_near(gradient.norm(), 3.005418)
     rows = method.memory.rows
-    assert_near(rows[0], [-.258934, .335242, .353063, -.348374, -.509425, .195217, .524140, -.046918])  # fmt: skip
-    assert_near(rows[9], [.347239, .315354, -.605677, .145420, .371409, -.213502, -.310988, .334283])  # fmt: skip
+    assert_near(rows[0], [-0.258934, 0.335242, 0.353063, -0.348374, -0.509425, 0.195217, 0.524140, -0.046918])
+    assert_near(rows[9], [0.347239, 0.315354, -0.605677, 0.145420, 0.371409, -0.213502, -0.310988, 0.334283])
     untouched = [1, 2, 3, 5, 6, 7, 8]
     assert torch.equal(rows[untouched], unit_phi(10, 0.5)[untouched])
 
@@ -106,6 +106,9 @@ def test_outliers_train_alone():
 )
 def test_the_papers_settings(dataset, iters):
     config, _ = parse(["--method", "spcl", "-d", dataset])
-    expected = {"iters": iters, "batch_size": 64, "num_instances": 4, "bn_group": 16, "epochs": 50, "eps": 0.6,
-                "eps_gap": 0.02, "momentum": 0.2, "temp": 0.05, "step_size": 20, "k1": 30}  # fmt: skip
-    assert {name: getattr(config, name) for name in expected} == expected
+    assert config.iters == iters
+    assert_settings(
+        config,
+        "batch_size 64, num_instances 4, bn_group 16, epochs 50, eps 0.6, eps_gap 0.02, momentum 0.2, temp 0.05, "
+        "step_size 20, k1 30",
+    )
