@@ -72,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> Scores:
         threads=config.workers,
         console=console,
     )
-    data = said(opened, console)
+    data = announce(opened, console)
     if data.query is None or data.gallery is None:
         raise UserError(f"{config.dataset} has no queries and gallery to evaluate on")
     scores = score_encoder(
@@ -92,8 +92,8 @@ def evaluate(config: EvaluateConfig) -> Scores:
     return scores
 
 
-def said(opened: OpenedSet, console: Console) -> ReidSet:
-    """The data set; what was found in it is on the console."""
+def announce(opened: OpenedSet, console: Console) -> ReidSet:
+    """Say what was found in a data set, and return it."""
     if opened.left_out:
         console.say(f"left out {len(opened.left_out)} unreadable images, the first one {opened.left_out[0]}")
     console.say(counts_table(opened.data))

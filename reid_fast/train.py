@@ -25,9 +25,9 @@ from reid_fast.data.open import open_set
 from reid_fast.data.sets.records import ImageSet, ReidSet, TrainingSet
 from reid_fast.device import amp_dtype, choose_kernels, pick_device, require_one_process
 from reid_fast.errors import UserError, exit_on_user_error
-from reid_fast.evaluate import describe, said, score_encoder
+from reid_fast.evaluate import announce, describe, score_encoder
 from reid_fast.labels.extract import extract
-from reid_fast.methods import Method, method_class
+from reid_fast.methods import Method, new_method
 from reid_fast.methods.settings import SourceSettings
 from reid_fast.metrics import check_evaluable, label_scores
 from reid_fast.metrics_log import SCORES, MetricsLog, epoch_line, score_key, summary
@@ -113,7 +113,7 @@ def build(config: Config) -> Run:
     amp = amp_dtype(device, config.amp, config.width)
     console = Console()
     data, images = open_data(config, console)
-    method = method_class(config.method)(config, images)
+    method = new_method(config, images)
     method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks it
     weights = [parameter for parameter in method.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay, fused=True)
@@ -149,12 +149,12 @@ def build(config: Config) -> Run:
 def open_data(config: Config, console: Console) -> tuple[ReidSet, TrainingSet]:
     """The data set, its counts said, and what is trained on: its training images, behind those of a source."""
     opened = partial(open_set, skip_bad_images=config.skip_bad_images, threads=config.workers, console=console)
-    data = said(opened(config.dataset, config.data_dir, pattern=config.pattern), console)
+    data = announce(opened(config.dataset, config.data_dir, pattern=config.pattern), console)
     if data.query is not None and data.gallery is not None:
         check_evaluable(data.query.pids, data.query.cams, data.gallery.pids, data.gallery.cams)
     if not isinstance(config, SourceSettings) or config.source is None:
         return data, TrainingSet(data.train)
-    source = said(opened(config.source, config.source_dir, pattern=config.source_pattern), console).train
+    source = announce(opened(config.source, config.source_dir, pattern=config.source_pattern), console).train
     if (source.pids < 0).any():
         raise UserError(f"--source {config.source} has no labels: every image's identity must be known")
     if shared := set(source.paths) & set(data.train.paths):

@@ -7,9 +7,10 @@ from pkgutil import iter_modules
 from typing import get_type_hints
 
 from reid_fast.config import Config
+from reid_fast.data.sets.records import TrainingSet
 from reid_fast.methods.base import Method
 
-__all__ = ["Method", "method_class", "method_names", "settings_class"]
+__all__ = ["Method", "method_class", "method_names", "new_method", "settings_class"]
 
 
 def method_names() -> list[str]:
@@ -25,6 +26,21 @@ def method_class(name: str) -> type[Method]:
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
     )
+
+
+def new_method(config: Config, images: TrainingSet) -> Method:
+    """The method that a config names, with its initial weights.
+
+    Raises:
+        TypeError: the config is another method's, or the engine's alone.
+        UserError: see `Method`.
+    """
+    settings = settings_class(config.method)
+    if not isinstance(config, settings):
+        raise TypeError(
+            f"method {config.method} takes its settings as {settings.__name__}, not {type(config).__name__}"
+        )
+    return method_class(config.method)(config, images)
 
 
 def settings_class(name: str) -> type[Config]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reid_fast import ops
-from reid_fast.config import Count, CountOrZero, Distance, Kept, Positive, Share
+from reid_fast.config import Count, CountOrZero, Distance, Kept, Share
 from reid_fast.data.images.augmentation import View
 from reid_fast.data.images.batch import Batch
 from reid_fast.methods.base import PrototypeContrast
@@ -37,7 +37,6 @@ class DcccConfig(UpdateSettings):
     eps: Distance = 0.7
     eval_step: Count = 2
     update: Literal["serial", "hard", "weighted", "mean"] = "weighted"
-    update_temp: Positive = 0.03
     eps_schedule: Literal["expo", "linear", "step", "log", "fix"] = "expo"
     """how --eps falls from epoch to epoch"""
     smoothing: Share = 0.3

@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from reid_fast import methods
 from reid_fast.data.images.batch import Batch
 from reid_fast.data.sets.records import ImageSet, TrainingSet
-from reid_fast.methods import method_class, settings_class
+from reid_fast.methods import settings_class
 
 
 class RawEncoder(nn.Module):
@@ -37,7 +38,7 @@ def images(cams, pids=None, prefix="t"):
 def new_method(name, cams=(0,) * 6, source=None, **options):
     """A method with its own defaults, over images from these cameras."""
     config = settings_class(name)(method=name, **options)
-    return method_class(name)(config, TrainingSet(images(cams), source))
+    return methods.new_method(config, TrainingSet(images(cams), source))
 
 
 def batch_of(views, labels, index=None, cams=None, epoch=0, step=0):

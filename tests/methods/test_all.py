@@ -10,6 +10,8 @@ import torch
 from inputs import TINY, argv, refused, rows_of
 from stubs import batch_of
 
+from reid_fast import methods
+from reid_fast.config import Config
 from reid_fast.data.sets.records import ImageSet, TrainingSet
 from reid_fast.evaluate import main as evaluate
 from reid_fast.methods import method_class, method_names, settings_class
@@ -167,3 +169,8 @@ def test_ice_without_cameras(people, tmp_path):
     crops = people / "bounding_box_train"
     train(flags("ice", crops, tmp_path, "-d", "folder", "--camera-agnostic"))
     assert rows_of(tmp_path)[-1]["clusters"] > 1
+
+
+def test_the_engines_settings_alone_make_no_method():
+    with pytest.raises(TypeError, match="method spcl takes its settings as SpclConfig, not Config"):
+        methods.new_method(Config(method="spcl"), TrainingSet(ImageSet((), np.zeros(0, int), np.zeros(0, int))))
