@@ -19,6 +19,7 @@ from reid_fast.data.sets.known import SIZES
 from reid_fast.errors import UserError
 from reid_fast.methods import method_class, method_names, settings_class
 from reid_fast.methods.settings import SourceSettings
+from reid_fast.models.resnet import ARCHS
 
 S = TypeVar("S")
 
@@ -39,7 +40,8 @@ def parse(argv: Sequence[str] | None) -> tuple[Config, dict[str, str]]:
     method = _method_of(argv)
     settings = settings_class(method)
     _refuse_other_flags(argv, method)
-    description = f"{Config.__doc__}\n\nMethods: {', '.join(map(_shown, method_names()))}."
+    names = {"Methods": map(_shown, method_names()), "Data sets": SIZES, "Encoders": ARCHS}
+    description = "\n\n".join([str(Config.__doc__), *(f"{kind}: {', '.join(found)}." for kind, found in names.items())])
     asked = read(settings, argv, settings(method=method), description)
     layers = list(_layers(asked, method))
     base = settings(**{"method": method} | {key: value for _, layer in layers for key, value in layer.items()})

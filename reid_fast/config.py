@@ -66,7 +66,7 @@ class DataSettings:
     method: str = "cc"
     """the system to train: see the list above"""
     dataset: Annotated[str, Short("-d")] = "synthetic"
-    """synthetic (drawn on first use), market1501, dukemtmcreid, msmt17, personx, veri776, or folder (your crops)"""
+    """a name from the list above; synthetic is drawn on first use, folder takes your own crops"""
     data_dir: Annotated[Path | None, MayChange] = None
     """the data set's folder, or one that holds it"""
     pattern: str | None = None
@@ -106,7 +106,7 @@ class EncoderSettings:
     """What makes features of images."""
 
     arch: Annotated[str, Short("-a")] = "resnet50"
-    """resnet18_half, resnet18, resnet34, resnet50, resnet101 or resnet_ibn50a"""
+    """the backbone: a name from the list above"""
     pooling_type: Literal["avg", "gem"] = "avg"
     """global pooling of the feature map"""
     stem_relu: bool = True

@@ -16,6 +16,7 @@ from reid_fast.console import Console
 from reid_fast.data.images.dali import MEAN, STD, ImageStream
 from reid_fast.data.open import OpenedSet, open_set
 from reid_fast.data.sets.counts import counts_table
+from reid_fast.data.sets.known import SIZES
 from reid_fast.data.sets.records import ImageSet, ReidSet
 from reid_fast.device import amp_dtype, pick_device
 from reid_fast.errors import UserError, exit_on_user_error
@@ -32,7 +33,7 @@ class EvaluateConfig:
     run_folder: Annotated[Path, Positional]
     """what `--logs-dir` was, or was chosen, in training"""
     dataset: Annotated[str, Short("-d")] = "synthetic"
-    """synthetic, market1501, dukemtmcreid, msmt17, personx, veri776 or folder"""
+    """a name from the list above"""
     data_dir: Path | None = None
     """the data set's folder, or one that holds it"""
     pattern: str | None = None
@@ -54,7 +55,7 @@ class EvaluateConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line: exit code 0, or 2 with one sentence on bad input."""
     with exit_on_user_error():
-        config = read(EvaluateConfig, argv)
+        config = read(EvaluateConfig, argv, description=f"{EvaluateConfig.__doc__}\n\nData sets: {', '.join(SIZES)}.")
         check_ranges(config)
         evaluate(config)
 

@@ -14,7 +14,7 @@ LEAVES = {"clock", "config", "console", "device", "errors", "metrics", "metrics_
 BELOW = {  # what each room may import, beside itself and the leaves
     "train": {"evaluate", "command_line", "methods", "labels", "models", "data"},
     "evaluate": {"command_line", "labels", "models", "data"},
-    "command_line": {"methods", "data"},
+    "command_line": {"methods", "models", "data"},
     "methods": {"memories", "labels", "models", "data", "clustering", "ops"},
     "memories": {"ops"},
     "labels": {"models", "data", "clustering"},
