@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from reid_fast.config import RECIPES, RECIPES_OF, Config, Overlay, Positional, Short, check, declares, flag_of, marks
-from reid_fast.data.sets.known import SIZES
+from reid_fast.data.sets import SIZES
 from reid_fast.errors import UserError
 from reid_fast.methods import method_class, method_names, settings_class
 from reid_fast.methods.settings import SourceSettings

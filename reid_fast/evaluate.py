@@ -13,11 +13,9 @@ from reid_fast import run_folder
 from reid_fast.command_line import read
 from reid_fast.config import Config, Count, Positional, Short, check_ranges
 from reid_fast.console import Console
-from reid_fast.data.images.dali import MEAN, STD, ImageStream
+from reid_fast.data.images import MEAN, STD, ImageStream
 from reid_fast.data.open import OpenedSet, open_set
-from reid_fast.data.sets.counts import counts_table
-from reid_fast.data.sets.known import SIZES
-from reid_fast.data.sets.records import ImageSet, ReidSet
+from reid_fast.data.sets import SIZES, ImageSet, ReidSet, counts_table
 from reid_fast.device import amp_dtype, pick_device
 from reid_fast.errors import UserError, exit_on_user_error
 from reid_fast.labels.extract import extract

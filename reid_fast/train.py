@@ -20,9 +20,9 @@ from reid_fast.clock import Clock
 from reid_fast.command_line import parse
 from reid_fast.config import Config, to_json
 from reid_fast.console import Console
-from reid_fast.data.images.loader import Loader, open_loader
+from reid_fast.data.images import Loader, open_loader
 from reid_fast.data.open import open_set
-from reid_fast.data.sets.records import ImageSet, ReidSet, TrainingSet
+from reid_fast.data.sets import ImageSet, ReidSet, TrainingSet
 from reid_fast.device import amp_dtype, choose_kernels, pick_device, require_one_process
 from reid_fast.errors import UserError, exit_on_user_error
 from reid_fast.evaluate import announce, describe, score_encoder
@@ -143,6 +143,8 @@ def build(config: Config) -> Run:
         threads=config.workers,
         console=console,
     )
+    if not loader.held:
+        console.say(str(loader.held))
     return Run(config, path, console, metrics, device, amp, data, method, optimizer, scaler, loader, at)
 
 

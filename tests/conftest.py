@@ -54,8 +54,8 @@ def market_folder(tmp_path_factory):
                 for shot in range(shots):
                     pixels = np.asarray(person, dtype=int) + rng.integers(-20, 21, (40, 20, 3))
                     name = f"{pid:04d}_c{cam}s1_{shot:06d}_00.jpg"
-                    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-                    picture.save(folder / part / name, quality=95)
+                    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+                    image.save(folder / part / name, quality=95)
     return folder
 
 
@@ -68,7 +68,7 @@ def golden():
 @pytest.fixture(scope="session")
 def people(tmp_path_factory):
     """A small set with the layout and the camera count of Market-1501."""
-    from reid_fast.data.synthetic.draw import synthetic_folder
+    from reid_fast.data.synthetic import synthetic_folder
 
     return synthetic_folder(tmp_path_factory.mktemp("people"), train_ids=12, test_ids=4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -24,6 +25,12 @@ TINY = {
     "device": "cpu",
     "dataset": "market1501",
 }
+MARKET_FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
+MARKET = (
+    ["0007_c2s1_000001_00.jpg", "0002_c1s1_000001_00.jpg", "0007_c6s3_000009_01.jpg"],
+    ["0001_c1s1_000001_00.jpg"],
+    ["0001_c2s1_000001_00.jpg", "0000_c3s1_000001_00.jpg", "-1_c1s1_000001_00.jpg"],
+)
 PHOTOS = [(128, 64), (48, 24), (97, 31), (200, 90), (30, 20), (61, 61)]
 
 
@@ -91,8 +98,8 @@ def waves():
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def smooth_pictures(count, height, width, seed=0):
-    """Pictures with some structure, as photographs have."""
+def smooth_images(count, height, width, seed=0):
+    """Images with some structure, as photographs have."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         coarse = rng.uniform(0, 256, (5, 4, 3))
@@ -104,7 +111,7 @@ def save_photos(folder):
     """JPEGs of several sizes, larger and smaller than what is asked for."""
     paths = []
     for i, (height, width) in enumerate(PHOTOS):
-        (pixels,) = smooth_pictures(1, height, width, seed=i)
+        (pixels,) = smooth_images(1, height, width, seed=i)
         paths.append(folder / f"photo{i}.jpg")
         Image.fromarray(pixels).save(paths[-1], quality=92)
     return paths
@@ -123,3 +130,32 @@ def break_files(folder, good):
     for name, data in broken.items():
         (folder / name).write_bytes(data)
     return [folder / name for name in broken]
+
+
+def encoded(kind="JPEG"):
+    """The bytes of a small file of this kind."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 8), (200, 30, 90)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+JPEG = encoded()
+
+
+def write(path, content=JPEG):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def write_splits(root, splits=MARKET, folders=MARKET_FOLDERS):
+    """Files of these names in three folders: by default, a small Market-1501 with junk and a distractor."""
+    for folder, names in zip(folders, splits, strict=True):
+        for name in names:
+            write(root / folder / name)
+    return root
+
+
+def records(images):
+    """(name, identity, camera) of each image of a split."""
+    return [(p.name, *ids) for p, *ids in zip(images.paths, images.pids.tolist(), images.cams.tolist(), strict=True)]

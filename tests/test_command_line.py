@@ -11,7 +11,7 @@ from inputs import TINY, argv, refused
 
 from reid_fast.command_line import _help
 from reid_fast.config import RECIPES
-from reid_fast.data.sets.known import SIZES
+from reid_fast.data.sets import SIZES
 from reid_fast.methods import method_class, method_names, settings_class
 from reid_fast.train import main as train
 

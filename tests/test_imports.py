@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -77,8 +78,24 @@ def test_methods_do_not_import_one_another():
 
 def test_methods_know_no_loader():
     for module in modules_below("methods"):
-        loaders = ("reid_fast.data.images.dali", "reid_fast.data.images.store")
-        assert not {name for name in imports(module) if name.startswith(loaders)}, module
+        loaders = {f"reid_fast.data.images.{name}" for name in ("ImageStream", "Loader", "open_loader")}
+        assert not loaders & set(imports(module)), module
+
+
+@pytest.mark.parametrize("house", ["sets", "synthetic", "images"])
+def test_a_house_of_data_is_entered_by_its_door(house):
+    door = f"reid_fast.data.{house}"
+    for module in MODULES:
+        if not module.startswith(door):
+            assert not {name for name in imports(module) if name.startswith(f"{door}.") and name in MODULES}, module
+
+
+@pytest.mark.parametrize("house", ["sets", "synthetic", "images"])
+def test_a_door_names_what_it_exports(house):
+    door = import_module(f"reid_fast.data.{house}")
+    tree = MODULES[f"reid_fast.data.{house}.__init__"]
+    imported = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert set(door.__all__) == imported
 
 
 def test_no_file_has_a_name_that_says_nothing():
@@ -137,7 +154,7 @@ def test_the_ops_work_without_the_optional_packages():
     [
         (
             "nvidia.dali",
-            "from reid_fast.data.images.dali import ImageStream; ImageStream([], (8, 8))",
+            "from reid_fast.data.images import ImageStream; ImageStream([], (8, 8))",
             "nvidia-dali-cuda120",
         ),
         ("tyro", "from reid_fast.command_line import parse; parse([])", "pip install tyro"),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from inputs import TINY, argv, rows_of
 
-from reid_fast.data.images import dali
+from reid_fast.data.images import stream
 from reid_fast.evaluate import main as evaluate
 from reid_fast.train import main as train
 
@@ -65,11 +65,11 @@ def test_each_picture_is_decoded_once_where_the_cache_holds_it(
     people: Path, tmp_path: Path, monkeypatch, capsys, cache: str
 ) -> None:
     decoded: Counter[Path] = Counter()
-    read = dali._read
-    monkeypatch.setattr(dali, "_read", lambda path: decoded.update([path]) or read(path))
+    read = stream._read
+    monkeypatch.setattr(stream, "_read", lambda path: decoded.update([path]) or read(path))
     train([*RUN, "--data-dir", str(people), "--logs-dir", str(tmp_path / "run"), "--cache", cache])
     counts = {decoded[path] for path in (people / "bounding_box_train").iterdir()}
-    line = "pictures are decoded at every use"
+    line = "images are decoded at every use"
     if cache == "0":
         assert min(counts) >= 2  # the features of both epochs
         assert line in capsys.readouterr().out
@@ -103,7 +103,7 @@ def test_killed_at_a_random_step_and_resumed_a_run_ends_with_the_same_bits(peopl
     chance = random.Random(seed)
     kills = 0
     for _ in range(2):
-        process = start("killed", "--cache", "0")  # the pictures are the same, whatever makes them
+        process = start("killed", "--cache", "0")  # the images are the same, whatever makes them
         checkpoint = tmp_path / "killed/last.pt"
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         while process.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before):

@@ -1,4 +1,4 @@
-"""Unit features of a list of pictures."""
+"""L2-normalised features of a list of images."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid_fast.data.images.dali import ImageStream
-from reid_fast.data.images.store import ImageStore
+from reid_fast.data.images import ImageFiles
 from reid_fast.errors import UserError
 from reid_fast.models.encoder import Encoder
 
@@ -17,33 +16,33 @@ from reid_fast.models.encoder import Encoder
 @torch.no_grad()
 def extract(
     encoder: Encoder,
-    stream: ImageStream | ImageStore,
+    files: ImageFiles,
     *,
     batch_size: int = 256,
     amp: torch.dtype | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
-    """Encode every picture of a stream in eval mode.
+    """Encode every image of a list of files in eval mode.
 
     Args:
         encoder: its training mode is restored afterwards.
-        stream: N pictures.
-        batch_size: pictures at once; of an `ImageStream`, at most its own.
+        files: N images.
+        batch_size: images at once; of an `ImageStream`, at most its own.
         amp: the autocast type; None computes in float32.
-        progress: called with (pictures done, pictures in all).
+        progress: called with (images done, images in all).
 
     Returns:
-        [N, D] float32 unit rows, in the order of the stream's paths, on the encoder's device.
+        [N, D] float32 L2-normalised rows, in the order of their paths, on the encoder's device.
 
     Raises:
-        UserError: a feature is not finite; the picture is named.
+        UserError: a feature is not finite; the image is named.
     """
     training = encoder.training
     encoder.eval()
     device = next(encoder.parameters()).device
-    features = torch.empty(len(stream.paths), encoder.width, device=device)
+    features = torch.empty(len(files.paths), encoder.width, device=device)
     done = 0
-    for images in stream.plain(np.arange(len(stream.paths)), batch_size):
+    for images in files.plain(np.arange(len(files.paths)), batch_size):
         with torch.autocast(device.type, amp, enabled=amp is not None):
             features[done : done + len(images)] = encoder(images)
         done += len(images)
@@ -52,7 +51,7 @@ def extract(
     broken = (~features.isfinite().all(1)).nonzero()
     if len(broken):
         raise UserError(
-            f"the feature of {stream.paths[int(broken[0])]} is not finite ({len(broken)} in all): "
+            f"the feature of {files.paths[int(broken[0])]} is not finite ({len(broken)} in all): "
             "the weights are broken; restart from an earlier checkpoint, with a lower --lr or without --amp"
         )
     return features

@@ -7,7 +7,7 @@ from pkgutil import iter_modules
 from typing import get_type_hints
 
 from reid_fast.config import Config
-from reid_fast.data.sets.records import TrainingSet
+from reid_fast.data.sets import TrainingSet
 from reid_fast.methods.base import Method
 
 __all__ = ["Method", "method_class", "method_names", "new_method", "settings_class"]

@@ -16,10 +16,8 @@ from torch import Tensor
 from reid_fast import clustering
 from reid_fast.clock import Clock
 from reid_fast.config import Config, Overlay
-from reid_fast.data.images.augmentation import View
-from reid_fast.data.images.batch import Batch
-from reid_fast.data.images.sampler import Rule, epoch_plan, other_cameras
-from reid_fast.data.sets.records import ImageSet, TrainingSet
+from reid_fast.data.images import Batch, Rule, View, epoch_plan, other_cameras
+from reid_fast.data.sets import ImageSet, TrainingSet
 from reid_fast.errors import UserError
 from reid_fast.labels.graph import jaccard_graph
 from reid_fast.memories import PrototypeMemory, Update, VaryingBuffers, label_means

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from reid_fast import clustering
 from reid_fast.config import Count, CountOrZero, NotNegative
-from reid_fast.data.images.augmentation import View
-from reid_fast.data.images.batch import Batch
+from reid_fast.data.images import Batch, View
 from reid_fast.labels.agree import radii, refine
 from reid_fast.memories import InstanceMemory
 from reid_fast.methods.base import Extract, Method

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from reid_fast import ops
 from reid_fast.config import Count, CountOrZero, Distance, Kept, Share
-from reid_fast.data.images.augmentation import View
-from reid_fast.data.images.batch import Batch
+from reid_fast.data.images import Batch, View
 from reid_fast.methods.base import PrototypeContrast
 from reid_fast.methods.settings import UpdateSettings
 from reid_fast.models.encoder import Encoder

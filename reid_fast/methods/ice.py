@@ -16,9 +16,7 @@ from torch import Tensor
 
 from reid_fast import ops
 from reid_fast.config import Count, CountOrZero, Distance, Kept, NotNegative, Positive, Share
-from reid_fast.data.images.augmentation import View
-from reid_fast.data.images.batch import Batch
-from reid_fast.data.images.sampler import Rule, more_cameras
+from reid_fast.data.images import Batch, Rule, View, more_cameras
 from reid_fast.memories import CameraProxies, PrototypeMemory
 from reid_fast.methods.base import Method
 from reid_fast.methods.settings import CameraSettings, CommunitySettings

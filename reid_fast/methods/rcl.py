@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from reid_fast import ops
 from reid_fast.config import Count, NotNegative, Overlay, Positive
-from reid_fast.data.images.batch import Batch
+from reid_fast.data.images import Batch
 from reid_fast.memories import Update
 from reid_fast.methods.base import PrototypeContrast
 from reid_fast.methods.settings import CommunitySettings, PrototypeSettings

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reid_fast import clustering
 from reid_fast.config import Count, CountOrZero
-from reid_fast.data.images.batch import Batch
+from reid_fast.data.images import Batch
 from reid_fast.labels.agree import radii, self_paced
 from reid_fast.memories import InstanceMemory
 from reid_fast.methods.base import Extract, Method

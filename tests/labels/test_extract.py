@@ -1,12 +1,12 @@
-"""Features against encoding one picture after the other, decoded and resized by Pillow."""
+"""Features against encoding one image after the other, decoded and resized by Pillow."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from reid_fast.data.images.dali import MEAN, STD, ImageStream
-from reid_fast.data.sets.load import market_style
+from reid_fast.data.images import MEAN, STD, ImageStream
+from reid_fast.data.sets import market_style
 from reid_fast.errors import UserError
 from reid_fast.labels.extract import extract
 from reid_fast.models.encoder import Encoder
@@ -37,7 +37,7 @@ def one_by_one(encoder, paths):
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 17, 64])
-def test_features_equal_encoding_one_picture_after_the_other(encoder, paths, batch_size):
+def test_features_equal_encoding_one_image_after_the_other(encoder, paths, batch_size):
     features = extract(encoder, ImageStream(paths, SIZE, batch_size=64), batch_size=batch_size)
     assert features.dtype == torch.float32
     assert not features.requires_grad
@@ -63,14 +63,14 @@ def test_mixed_precision_gives_nearly_the_same_float32_features(encoder, paths):
     assert (mixed * exact).sum(1).min() > 0.99
 
 
-def test_progress_counts_the_pictures(encoder, paths):
+def test_progress_counts_the_images(encoder, paths):
     reports = []
     stream = ImageStream(paths, SIZE, batch_size=7)
     extract(encoder, stream, batch_size=7, progress=lambda *done: reports.append(done))
     assert reports == [(7, 17), (14, 17), (17, 17)]
 
 
-def test_a_feature_that_is_not_finite_names_its_picture(encoder, paths):
+def test_a_feature_that_is_not_finite_names_its_image(encoder, paths):
     rows = iter([3, 1])
     kept = encoder.forward
     encoder.forward = lambda images: kept(images).index_fill(0, torch.tensor([next(rows)]), torch.nan)

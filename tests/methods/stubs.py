@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from reid_fast import methods
-from reid_fast.data.images.batch import Batch
-from reid_fast.data.sets.records import ImageSet, TrainingSet
+from reid_fast.data.images import Batch
+from reid_fast.data.sets import ImageSet, TrainingSet
 from reid_fast.methods import settings_class
 
 

@@ -12,7 +12,7 @@ from stubs import batch_of
 
 from reid_fast import methods
 from reid_fast.config import Config
-from reid_fast.data.sets.records import ImageSet, TrainingSet
+from reid_fast.data.sets import ImageSet, TrainingSet
 from reid_fast.evaluate import main as evaluate
 from reid_fast.methods import method_class, method_names, settings_class
 from reid_fast.methods.settings import CameraSettings

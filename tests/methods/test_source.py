@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from inputs import argv, phi, unit_phi
 from stubs import assert_near, batch_of, images, new_method
 
-from reid_fast.data.synthetic.draw import synthetic_folder
+from reid_fast.data.synthetic import synthetic_folder
 from reid_fast.evaluate import main as evaluate
 from reid_fast.methods import method_class
 from reid_fast.models.resnet import ARCHS, Arch, BasicBlock

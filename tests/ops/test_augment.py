@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from reid_fast.data.images.augmentation import View, draw
+from reid_fast.data.images import ImageStream, View
+from reid_fast.data.images.augmentation import draw
+from reid_fast.data.images.normalisation import ERASE_FILL
 from reid_fast.kernels import augment as kernel
 from reid_fast.ops import augment
 from reid_fast.ops.augment import _op
@@ -88,16 +90,16 @@ def test_matches_the_literal_picture(case, device):
 def test_matches_the_stream(tmp_path):
     """The same parameters give the same picture through DALI, from files."""
     image = pytest.importorskip("PIL.Image")
-    dali = pytest.importorskip("reid_fast.data.images.dali")
+    pytest.importorskip("nvidia.dali")
     view = View(pad=4, erase=1.0)
     images, index, flip, crop, erase, *_ = problem(4, 32, 16, 6, view)
     paths = [tmp_path / f"{i}.png" for i in range(4)]
     for path, picture in zip(paths, images.numpy(), strict=True):
         image.fromarray(picture).save(path)
     drawn = draw(view, (32, 16), np.arange(6), seed=3, epoch=0)
-    stream = dali.ImageStream(paths, (32, 16), views=[view], batch_size=6, threads=1)
+    stream = ImageStream(paths, (32, 16), views=[view], batch_size=6, threads=1)
     ((streamed,),) = stream([(index.numpy(), [drawn])])
-    stored = augment(images, index, flip, crop, erase, mean=dali.MEAN, std=dali.STD, fill=dali.ERASE_FILL)
+    stored = augment(images, index, flip, crop, erase, mean=MEAN, std=STD, fill=ERASE_FILL)
     assert torch.equal(stored, streamed)
 
 

@@ -1,5 +1,25 @@
 """The images of a step: which ones, how they are augmented, decoded from files or held in memory."""
 
-from reid_fast.data.images.batch import Batch
+from reid_fast.data.images.augmentation import View
+from reid_fast.data.images.image_files import ImageFiles
+from reid_fast.data.images.loader import Batch, Loader, open_loader
+from reid_fast.data.images.normalisation import MEAN, STD
+from reid_fast.data.images.sampler import Rule, class_uniform, epoch_plan, more_cameras, other_cameras
+from reid_fast.data.images.stream import ImageStream, undecodable
 
-__all__ = ["Batch"]
+__all__ = [
+    "MEAN",
+    "STD",
+    "Batch",
+    "ImageFiles",
+    "ImageStream",
+    "Loader",
+    "Rule",
+    "View",
+    "class_uniform",
+    "epoch_plan",
+    "more_cameras",
+    "open_loader",
+    "other_cameras",
+    "undecodable",
+]

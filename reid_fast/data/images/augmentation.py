@@ -15,14 +15,14 @@ _TRIES = 100
 
 @dataclass(frozen=True)
 class View:
-    """What may happen to a picture. The default is the training transform of Cluster Contrast, SpCL, CACL and DCCC."""
+    """What may happen to an image. The default is the training transform of Cluster Contrast, SpCL, CACL and DCCC."""
 
     flip: float = 0.5  # probability
     pad: int = 10  # black pixels on each side before the random crop
     erase: float = 0.5  # probability
-    erase_area: tuple[float, float] = (0.02, 0.4)  # share of the picture
+    erase_area: tuple[float, float] = (0.02, 0.4)  # share of the image
     erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)  # height over width
-    erase_across: bool = False  # whether the rectangle may be as high or as wide as the picture
+    erase_across: bool = False  # whether the rectangle may be as high or as wide as the image
     blur: float = 0.0  # probability
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
     grey: bool = False
@@ -30,17 +30,17 @@ class View:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Parameters for n pictures of H×W pixels, in the order in which they are applied."""
+    """Parameters for n images of H×W pixels, in the order in which they are applied."""
 
     grey: bool
     flip: np.ndarray  # [n] bool
-    crop: np.ndarray  # [n, 2] int32: top and left of the crop, relative to the picture: -pad..pad
+    crop: np.ndarray  # [n, 2] int32: top and left of the crop, relative to the image: -pad..pad
     blur: np.ndarray  # [n] float32: sigma in pixels, 0 = none
     erase: np.ndarray  # [n, 4] int32: top, left, height, width; height 0 = none
 
     @classmethod
     def none(cls, n: int) -> Augmentation:
-        """What leaves n pictures as they are."""
+        """What leaves n images as they are."""
         pairs, rectangles = np.zeros((n, 2), np.int32), np.zeros((n, 4), np.int32)
         return cls(False, np.zeros(n, bool), pairs, np.zeros(n, np.float32), rectangles)
 
@@ -53,9 +53,9 @@ def draw(
     Args:
         view: what may happen.
         size: (H, W) in pixels.
-        positions: [n] int, each picture's place in the epoch.
+        positions: [n] int, each image's place in the epoch.
         seed, epoch: the source of randomness.
-        number: which view of the picture this is; different numbers draw independently.
+        number: which view of the image this is; different numbers draw independently.
     """
     uniform = _Uniform(positions, seed, epoch, number)
     crop = np.stack([uniform.integer(1, 2 * view.pad), uniform.integer(2, 2 * view.pad)], axis=1) - view.pad
@@ -71,7 +71,7 @@ def draw(
 
 
 def _rectangles(view: View, size: tuple[int, int], uniform: _Uniform) -> np.ndarray:
-    """Random erasing (Zhong et al., AAAI 2020): up to 100 tries until the rectangle fits inside the picture."""
+    """Random erasing (Zhong et al., AAAI 2020): up to 100 tries until the rectangle fits inside the image."""
     height, width = size
     shape = np.zeros((len(uniform), 2), dtype=np.int64)
     waiting = uniform(5) < view.erase
@@ -96,7 +96,7 @@ class _Uniform:
     """Uniform numbers in [0, 1), one per position, for each use: SplitMix64's finaliser (Steele et al., 2014)."""
 
     def __init__(self, positions: np.ndarray, seed: int, epoch: int, number: int) -> None:
-        key = np.uint64(0)
+        key = np.zeros(1, np.uint64)
         for part in (seed, epoch, number):
             key = _mix(key + np.uint64(part & (2**64 - 1)))
         self._keys = _mix(key + np.asarray(positions).astype(np.uint64))
@@ -113,9 +113,9 @@ class _Uniform:
         return np.floor(self(use) * (np.asarray(most) + 1)).astype(np.int64)
 
 
-def _mix(z: np.ndarray | np.uint64) -> np.ndarray:
+def _mix(z: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is the point
-        z = np.atleast_1d(z) + np.uint64(0x9E3779B97F4A7C15)
+        z = z + np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))

@@ -1,57 +1,105 @@
-"""The images of a step."""
+"""The batches of a run: drawn, augmented and put together in one pass."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from reid_fast.console import Console
 from reid_fast.data.images.augmentation import Augmentation, View, draw
-from reid_fast.data.images.batch import Batch
-from reid_fast.data.images.dali import ImageStream
-from reid_fast.data.images.store import ImageStore, decoded
-from reid_fast.data.sets.records import TrainingSet
+from reid_fast.data.images.held import Held
+from reid_fast.data.images.image_files import ImageFiles, Part
+from reid_fast.data.images.store import ImageStore, decode
+from reid_fast.data.images.stream import ImageStream
+from reid_fast.data.sets import TrainingSet
 
-Source = ImageStream | ImageStore
+
+@dataclass(frozen=True)
+class Batch:
+    """B images and what is known of them, on the training device."""
+
+    views: tuple[Tensor, ...]  # one [B, 3, H, W] per view that the method asks for
+    labels: Tensor  # [B] int64 classes: source identities, then pseudo labels
+    index: Tensor  # [B] int64, the images' places in the training set, source first
+    cams: Tensor  # [B] int64, -1 = unknown
+    epoch: int = 0  # finished epochs of the run
+    step: int = 0  # finished steps of the run, over all epochs
 
 
-@dataclass
+@dataclass(frozen=True)
 class Loader:
+    """Serves a training set: whole for extraction, in augmented batches for training.
+
+    Attributes:
+        images: the training set.
+        held: whether its images are held decoded.
+        whole: all images without augmentation, source first.
+        augmented: the same images by `views`.
+        size: (H, W) in pixels.
+        views: what a training image is turned into.
+        seed: what augmentation is drawn from.
+        device: where batches are wanted.
+    """
+
     images: TrainingSet
+    held: Held
+    whole: ImageFiles
+    augmented: ImageFiles
     size: tuple[int, int]
-    views: Sequence[View]
+    views: tuple[View, ...]
     seed: int
     device: torch.device
-    held: bool
-    target: Source
-    source: Source | None
-    training: Source
 
     @property
     def paths(self) -> Sequence[Path]:
-        return self.images.images.paths
+        """The files of all images, source first."""
+        return self.whole.paths
+
+    @property
+    def target(self) -> ImageFiles:
+        """The N target images, to extract features from."""
+        return Part(self.whole, self.images.first, len(self.paths))
+
+    @property
+    def source(self) -> ImageFiles | None:
+        """The source's images; None without one."""
+        return Part(self.whole, 0, self.images.first) if self.images.source is not None else None
 
     def batches(
         self, plan: np.ndarray, labels: np.ndarray, *, epoch: int, first_step: int = 0, steps_before: int = 0
     ) -> Iterator[Batch]:
-        width = plan.shape[1]
-        classes = torch.from_numpy(self.images.classes(labels)).to(self.device)
-        cams = torch.from_numpy(self.images.images.cams).to(self.device)
+        """Serve the steps of one epoch. A batch depends on the arguments and the seed alone: resumption repeats it.
 
-        def wanted() -> Iterator[tuple[np.ndarray, list[Augmentation]]]:
-            for step in range(first_step, len(plan)):
-                positions = np.arange(step * width, (step + 1) * width)
-                drawn = partial(draw, size=self.size, positions=positions, seed=self.seed, epoch=epoch)
-                yield plan[step], [drawn(view, number=number) for number, view in enumerate(self.views)]
+        Args:
+            plan: [iters, B] int64 indices into the training set, source first.
+            labels: [N] int64 pseudo labels of the target.
+            epoch: finished epochs of the run.
+            first_step: finished steps of this epoch.
+            steps_before: steps of the finished epochs.
 
-        for step, views in enumerate(self.training(wanted()), first_step):
+        Raises:
+            UserError: a file cannot be read or decoded; it is named.
+        """
+        known = self.images.classes(labels), self.images.images.cams
+        classes, cams = (torch.from_numpy(values).to(self.device) for values in known)  # once: then the device indexes
+        steps = range(first_step, len(plan))
+        requests = ((plan[step], self._drawn(step, plan.shape[1], epoch)) for step in steps)
+        for step, views in zip(steps, self.augmented(requests), strict=True):
             index = torch.from_numpy(plan[step]).to(self.device, non_blocking=True)
             yield Batch(views, classes[index], index, cams[index], epoch, steps_before + step)
+
+    def _drawn(self, step: int, width: int, epoch: int) -> list[Augmentation]:
+        """The augmentation of a step's `width` images, by view: an image's position is its place in the epoch."""
+        positions = np.arange(step * width, (step + 1) * width)
+        return [
+            draw(view, self.size, positions, seed=self.seed, epoch=epoch, number=number)
+            for number, view in enumerate(self.views)
+        ]
 
 
 def open_loader(
@@ -66,13 +114,30 @@ def open_loader(
     threads: int,
     console: Console,
 ) -> Loader:
-    first, paths = images.first, images.images.paths
-    pixels = decoded(paths, size, cache, device=device, threads=threads, console=console)
-    if pixels is not None:
-        make = lambda part: ImageStore(paths[part], pixels[part])  # noqa: E731
-        training = ImageStore(paths, pixels)
+    """Decode the images of a run and hold them if they fit into memory, or else stream them from their files.
+
+    Args:
+        images: what is trained on.
+        size: (H, W) in pixels.
+        views: what a training image is turned into.
+        batch_size: images of a step, of both domains together.
+        cache: GiB that held images may take; they also leave half of the device's memory.
+        seed: what augmentation is drawn from.
+        device: where to hold images, and where batches are wanted.
+        threads: CPU threads for decoding.
+        console: shows the progress.
+
+    Raises:
+        UserError: a file cannot be read or decoded; it is named.
+    """
+    paths = images.images.paths
+    held = Held.judge(len(paths), size, cache, device)
+    whole: ImageFiles
+    augmented: ImageFiles
+    if held:
+        pixels = decode(paths, size, device=device, threads=threads, console=console)
+        whole = augmented = ImageStore(paths, pixels)
     else:
-        make = lambda part: ImageStream(paths[part], size, device=device, threads=threads)  # noqa: E731
-        training = ImageStream(paths, size, views=views, batch_size=batch_size, device=device, threads=threads)
-    source = make(slice(0, first)) if first else None
-    return Loader(images, size, views, seed, device, pixels is not None, make(slice(first, None)), source, training)
+        whole = ImageStream(paths, size, device=device, threads=threads)
+        augmented = ImageStream(paths, size, views=views, batch_size=batch_size, device=device, threads=threads)
+    return Loader(images, held, whole, augmented, size, tuple(views), seed, device)

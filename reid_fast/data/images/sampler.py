@@ -1,4 +1,4 @@
-"""Which pictures make a batch: P identities with K instances each, drawn for a whole epoch at once."""
+"""Which images make a batch: P identities with K instances each, drawn for a whole epoch at once."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from reid_fast.errors import UserError
 
 _STREAM = 0x5A4D504C  # keeps these draws apart from every other use of the run's seed
 
-# (an identity's pictures [n], their cameras [n] or None, K, generator) -> those to take, in the order of the batch
+# (an identity's images [n], their cameras [n] or None, K, generator) -> those to take, in the order of the batch
 Rule = Callable[[np.ndarray, "np.ndarray | None", int, np.random.Generator], np.ndarray]
 
 
 def other_cameras(own: np.ndarray, cams: np.ndarray | None, K: int, rng: np.random.Generator) -> np.ndarray:
-    """An anchor, then K-1 pictures from other cameras than its own where there are any ("random multiple gallery
-    sampler" of the published code of SpCL and Cluster Contrast). A sole picture comes alone.
+    """An anchor, then K-1 images from other cameras than its own where there are any ("random multiple gallery
+    sampler" of the published code of SpCL and Cluster Contrast). A sole image comes alone.
     """
     anchor = rng.integers(len(own))
     others = own[cams != cams[anchor]] if cams is not None else own[:0]
@@ -29,7 +29,7 @@ def other_cameras(own: np.ndarray, cams: np.ndarray | None, K: int, rng: np.rand
 
 
 def more_cameras(own: np.ndarray, cams: np.ndarray | None, K: int, rng: np.random.Generator) -> np.ndarray:
-    """K pictures from as many cameras as there are, one of each, then from the rest (ICE); without cameras, any K."""
+    """K images from as many cameras as there are, one of each, then from the rest (ICE); without cameras, any K."""
     by_camera = [] if cams is None else [rng.choice(own[cams == cam]) for cam in np.unique(cams)]
     if len(by_camera) >= K:
         return rng.choice(by_camera, K, replace=False)
@@ -42,7 +42,7 @@ def more_cameras(own: np.ndarray, cams: np.ndarray | None, K: int, rng: np.rando
 
 
 def class_uniform(own: np.ndarray, cams: np.ndarray | None, K: int, rng: np.random.Generator) -> np.ndarray:
-    """K pictures, distinct where there are as many, else from K copies of all of them (CAP)."""
+    """K images, distinct where there are as many, else from K copies of all of them (CAP)."""
     return rng.permutation(own if len(own) >= K else np.tile(own, K))[:K]
 
 
@@ -67,14 +67,14 @@ def epoch_plan(
         labels: [N] int pseudo labels; -1 takes no part.
         cams: [N] int cameras.
         batch_size: B.
-        num_instances: K, pictures per identity.
-        iters: batches; 0: as many as the labelled pictures fill.
+        num_instances: K, images per identity.
+        iters: batches; 0: as many as the labelled images fill.
         seed, epoch: the source of randomness.
         use_cams: let the rule see the cameras.
-        rule: which pictures of an identity to take.
+        rule: which images of an identity to take.
 
     Returns:
-        [iters, B] int64 picture indices.
+        [iters, B] int64 image indices.
 
     Raises:
         UserError: one pass does not fill a batch.
@@ -93,7 +93,7 @@ def epoch_plan(
         batches = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)[: iters - filled]
         if len(batches) == 0:
             raise UserError(
-                f"{len(members)} clusters give {len(order)} pictures, which do not fill a batch of {batch_size}: "
+                f"{len(members)} clusters give {len(order)} images, which do not fill a batch of {batch_size}: "
                 "lower --batch-size or --num-instances, or let more clusters form with another --eps"
             )
         plan[filled : filled + len(batches)] = batches

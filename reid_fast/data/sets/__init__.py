@@ -1,1 +1,9 @@
 """What lies in a folder of images: which layout it has, who is seen on each image, and by which camera."""
+
+from reid_fast.data.sets.check import check_images
+from reid_fast.data.sets.counts import counts_table
+from reid_fast.data.sets.known import SIZES
+from reid_fast.data.sets.load import load_set, market_style
+from reid_fast.data.sets.records import ImageSet, ReidSet, TrainingSet
+
+__all__ = ["SIZES", "ImageSet", "ReidSet", "TrainingSet", "check_images", "counts_table", "load_set", "market_style"]

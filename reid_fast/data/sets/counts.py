@@ -27,9 +27,7 @@ def count_rows(data: ReidSet) -> list[CountRow]:
     """One row for each split that the set has: train, query, gallery."""
     spec = KNOWN.get(data.name)
     rows = []
-    for split, images in (("train", data.train), ("query", data.query), ("gallery", data.gallery)):
-        if images is None:
-            continue
+    for split, images in data.splits.items():
         published = spec.published[split] if spec else None
         rows.append(
             CountRow(

@@ -11,8 +11,6 @@ from reid_fast.data.sets.files import IMAGE_SUFFIXES, nested_images
 from reid_fast.data.sets.records import ImageSet, Int64, ReidSet
 from reid_fast.errors import UserError
 
-SIZE = (256, 128)
-
 
 def load_folder(root: Path, pattern: str | None = None) -> ReidSet:
     """Every image below `root`, at any depth, as a training split; there is no query or gallery.
@@ -32,7 +30,7 @@ def load_folder(root: Path, pattern: str | None = None) -> ReidSet:
     unknown = np.full(len(paths), -1, dtype=np.int64)
     captured = {} if pattern is None else _captured(paths, root, _compiled(pattern))
     train = ImageSet(paths, captured.get("pid", unknown), captured.get("cam", unknown))
-    return ReidSet("folder", train, None, None, SIZE, "folder of images")
+    return ReidSet("folder", train, None, None, "folder of images")
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

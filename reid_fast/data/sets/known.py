@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from reid_fast.data.sets.layouts import FolderLayout, Layout, ListLayout, Naming
 
+_UPRIGHT = (256, 128)  # people
 _MARKET_FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 
 
@@ -28,7 +29,7 @@ class SetSpec:
     layouts: tuple[Layout, ...]  # the first that matches is read
     cameras: int
     published: Mapping[str, Published]  # by split: train, query, gallery
-    size: tuple[int, int] = (256, 128)
+    size: tuple[int, int] = _UPRIGHT  # (H, W) in pixels, as the field resizes it
 
 
 def _numbered(cameras: int) -> dict[int, int]:
@@ -108,9 +109,9 @@ KNOWN: Mapping[str, SetSpec] = {
     ),
 }
 
-# (H, W) in pixels that the field uses, by the names that --dataset takes.
+# Every name that --dataset takes, and the (H, W) in pixels to which the field resizes its images.
 SIZES: Mapping[str, tuple[int, int]] = {
-    "synthetic": (256, 128),
+    "synthetic": _UPRIGHT,
     **{name: spec.size for name, spec in KNOWN.items()},
-    "folder": (256, 128),
+    "folder": _UPRIGHT,
 }

@@ -10,13 +10,10 @@ from reid_fast.data.sets.files import is_litter
 from reid_fast.data.sets.folder import load_folder
 from reid_fast.data.sets.known import ANY_MARKET, KNOWN, SetSpec
 from reid_fast.data.sets.layouts import Layout
-from reid_fast.data.sets.records import ImageSet, ReidSet
+from reid_fast.data.sets.records import ReidSet
 from reid_fast.errors import UserError
 
-__all__ = ["SET_NAMES", "ImageSet", "ReidSet", "load_set", "market_style"]
-
 _DEPTH = 3  # folders below --data-dir to look in
-SET_NAMES = (*KNOWN, "folder")
 _SPLIT_FOLDERS = {folder for spec in KNOWN.values() for layout in spec.layouts for folder in layout.folders}
 
 
@@ -24,17 +21,15 @@ def load_set(name: str, data_dir: Path, *, pattern: str | None = None) -> ReidSe
     """Read a data set's records; images are not opened.
 
     Args:
-        name: one of `SET_NAMES`.
+        name: a public set, or `folder`.
         data_dir: the set's folder or one above it; what counts is its content, then its name.
         pattern: camera (and identity) expression of a `folder` set, see `load_folder`.
 
     Raises:
-        UserError: unknown name, no such folder, another set's content, an empty split, a name that does not
+        UserError: no such folder, another set's content, an empty split, a name that does not
             parse, an identity or camera the set does not have, a listed image that is missing.
     """
     data_dir = Path(data_dir).expanduser()
-    if name not in SET_NAMES:
-        raise UserError(f"unknown data set {name!r}: choose one of {', '.join(SET_NAMES)}")
     if not data_dir.is_dir():
         raise UserError(f"the folder {data_dir} does not exist: point --data-dir at the data")
     if name == "folder":
@@ -43,24 +38,23 @@ def load_set(name: str, data_dir: Path, *, pattern: str | None = None) -> ReidSe
         raise UserError(f"--pattern is for --dataset folder; {name}'s own file names give its cameras")
     spec = KNOWN[name]
     root, layout = _locate(spec, data_dir)
-    return ReidSet(name, *layout.read(root), spec.size, layout.title)
+    return ReidSet(name, *layout.read(root), layout.title)
 
 
-def market_style(name: str, root: Path, *, size: tuple[int, int] = (256, 128)) -> ReidSet:
+def market_style(name: str, root: Path) -> ReidSet:
     """Read a folder laid out and named like Market-1501, with any number of identities and cameras.
 
     Args:
         name: the name the result carries.
         root: holds `bounding_box_train`, `query` and `bounding_box_test`; names start with `<pid>_c<camera>`,
             cameras count from 1, pid 0 is a distractor, pid -1 junk.
-        size: (H, W) in pixels.
 
     Raises:
         UserError: as `load_set`.
     """
     if not ANY_MARKET.matches(root):
         raise UserError(f"{root} is not a Market-style set: looked for {ANY_MARKET.sought()}; found {_content(root)}")
-    return ReidSet(name, *ANY_MARKET.read(root), size, ANY_MARKET.title)
+    return ReidSet(name, *ANY_MARKET.read(root), ANY_MARKET.title)
 
 
 def _locate(spec: SetSpec, data_dir: Path) -> tuple[Path, Layout]:

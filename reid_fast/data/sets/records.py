@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -70,7 +70,6 @@ class ReidSet:
         train: pids relabelled 0..S-1; all -1 when unknown.
         query: None when the set has no test part.
         gallery: pid 0 may be distractors; junk boxes (pid -1) are gone.
-        size: (H, W) in pixels, the input size the field uses for this set.
         layout: the folder layout that was detected, e.g. "Market-style".
     """
 
@@ -78,8 +77,23 @@ class ReidSet:
     train: ImageSet
     query: ImageSet | None
     gallery: ImageSet | None
-    size: tuple[int, int]
     layout: str
+
+    @property
+    def splits(self) -> dict[str, ImageSet]:
+        """Those that the set has, by name: train, query, gallery."""
+        splits = {"train": self.train, "query": self.query, "gallery": self.gallery}
+        return {name: split for name, split in splits.items() if split is not None}
+
+    def without(self, paths: Iterable[Path]) -> ReidSet:
+        """The set with these files left out."""
+        gone = set(paths)
+
+        def kept(split: ImageSet) -> ImageSet:
+            return split.select([path not in gone for path in split.paths])
+
+        query, gallery = (None if split is None else kept(split) for split in (self.query, self.gallery))
+        return replace(self, train=kept(self.train), query=query, gallery=gallery)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,25 @@
-"""`python -m reid_fast.data.synthetic`."""
+"""`python -m reid_fast.data.synthetic` draws the synthetic data set and prints its folder."""
 
-from reid_fast.data.synthetic.draw import main
+from __future__ import annotations
 
-main()
+import argparse
+from pathlib import Path
+
+from reid_fast.data.synthetic.draw import contact_sheet, synthetic_folder
+
+
+def main() -> None:
+    """Read the flags, draw, print."""
+    parser = argparse.ArgumentParser(description="Draws the synthetic data set and prints its folder.")
+    parser.add_argument("--root", type=Path, help="where to put it (default: the user's cache folder)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sheet", type=Path, help="also save a contact sheet of the first identities here")
+    args = parser.parse_args()
+    folder = synthetic_folder(args.root, seed=args.seed)
+    if args.sheet:
+        contact_sheet(folder, args.sheet)
+    print(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -72,7 +72,7 @@ def shop(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
     draw.rectangle((0, 0, width, 230), fill=(226, 214, 186))
     for y in range(20, 210, 46):
         for x in range(0, width, 22):
-            top = y + rng.integers(0, 16)
+            top = y + int(rng.integers(0, 16))
             draw.rectangle((x, top, x + 17, y + 34), fill=shaded(SHIRTS[rng.integers(len(SHIRTS))], 0.9))
         draw.rectangle((0, y + 34, width, y + 41), fill=(120, 92, 64))
     draw.rectangle((0, 230, width, height), fill=(214, 204, 186))
@@ -158,7 +158,7 @@ def panorama(number: int) -> Image.Image:
 
 
 def occlude(canvas: Image.Image, rng: np.random.Generator) -> None:
-    """Puts something between the camera and the person in three pictures of ten."""
+    """Puts something between the camera and the person in three images of ten."""
     obstacle = rng.choice(("none", "pole", "bicycle", "railing", "passer-by"), p=(0.7, 0.07, 0.07, 0.06, 0.1))
     draw, (width, height) = ImageDraw.Draw(canvas), FRAME
     x, grey = float(rng.uniform(0, width)), int(rng.integers(40, 150))

@@ -1,16 +1,15 @@
 """The default data set: drawn people seen by six drawn cameras, in the layout of Market-1501.
 
 Nothing has to be downloaded: `synthetic_folder()` draws about 4,600 JPEG files of 128x64 pixels in seconds.
-All chance comes from generators keyed by (seed, what, whom, where, which), so a picture does not depend on
+All chance comes from generators keyed by (seed, what, whom, where, which), so an image does not depend on
 the others, on the order of drawing or on the number of workers. (Another version of Pillow may encode the
-same picture to other bytes.)
+same image to other bytes.)
 
     python -m reid_fast.data.synthetic --sheet sheet.png
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import os
@@ -28,24 +27,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from reid_fast.data.synthetic.cameras import (
-    CAMERAS,
-    FRAME,
-    HEIGHT,
-    WIDTH,
-    background,
-    expose,
-    facing,
-    occlude,
-)
+from reid_fast.data.synthetic.cameras import CAMERAS, FRAME, HEIGHT, WIDTH, background, expose, facing, occlude
 from reid_fast.data.synthetic.people import Person, draw_lots, paint, strike_pose
 from reid_fast.errors import UserError
 
-VERSION = 1  # part of the folder's name: raise it whenever any picture changes
+VERSION = 1  # part of the folder's name: raise it whenever any image changes
 TRAIN_IDS, TEST_IDS = 120, 60
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 
-IDENTITY, SIGHTINGS, PICTURE, DISTRACTOR = range(4)  # what a random generator is for
+IDENTITY, SIGHTINGS, SHOT, DISTRACTOR = range(4)  # what a random generator is for
 
 
 def synthetic_folder(
@@ -151,22 +141,22 @@ def begin_worker() -> None:
 
 
 def draw_identity(folder: Path, seed: int, train_ids: int, pid: int) -> None:
-    """Draws all pictures of one identity; for a test identity, the first one of each camera is the query."""
+    """Draws all images of one identity; for a test identity, the first one of each camera is the query."""
     person = draw_lots(np.random.default_rng([seed, IDENTITY, pid]))
     for camera, count in sightings(np.random.default_rng([seed, SIGHTINGS, pid])):
         for index in range(count):
             part = TRAIN if pid <= train_ids else GALLERY if index else QUERY
-            rng = np.random.default_rng([seed, PICTURE, pid, camera, index])
-            take_picture(person, camera, rng, folder / part / file_name(pid, camera, rng, index))
+            rng = np.random.default_rng([seed, SHOT, pid, camera, index])
+            photograph(person, camera, rng, folder / part / file_name(pid, camera, rng, index))
     if pid > train_ids:
         rng = np.random.default_rng([seed, DISTRACTOR, pid])
         camera = int(rng.integers(1, len(CAMERAS) + 1))
         # The number of the identity it was drawn with keeps the distractors' names apart.
-        take_picture(draw_lots(rng), camera, rng, folder / GALLERY / file_name(0, camera, rng, pid))
+        photograph(draw_lots(rng), camera, rng, folder / GALLERY / file_name(0, camera, rng, pid))
 
 
 def sightings(rng: np.random.Generator) -> list[tuple[int, int]]:
-    """(camera, number of pictures) of one identity: three to six cameras, four to seven pictures each."""
+    """(camera, number of images) of one identity: three to six cameras, four to seven images each."""
     cameras = rng.choice(len(CAMERAS), size=rng.integers(3, len(CAMERAS) + 1), replace=False)
     return [(int(camera) + 1, int(rng.integers(4, 8))) for camera in sorted(cameras)]
 
@@ -176,7 +166,7 @@ def file_name(pid: int, camera: int, rng: np.random.Generator, index: int) -> st
     return f"{pid:04d}_c{camera}s1_{rng.integers(1_000_000):06d}_{index:02d}.jpg"
 
 
-def take_picture(person: Person, camera: int, rng: np.random.Generator, path: Path) -> None:
+def photograph(person: Person, camera: int, rng: np.random.Generator, path: Path) -> None:
     """One person before one camera: a pose, a crop that is a little off, perhaps an obstacle, a JPEG file."""
     device = CAMERAS[camera - 1]
     canvas = background(camera - 1, rng)
@@ -188,7 +178,7 @@ def take_picture(person: Person, camera: int, rng: np.random.Generator, path: Pa
 
 
 def contact_sheet(folder: Path, path: Path, identities: int = 12, per_camera: int = 2) -> None:
-    """Saves one picture of the training set's first identities: a row each, the cameras side by side."""
+    """Saves one image of the training set's first identities: a row each, the cameras side by side."""
     sheet = Image.new("RGB", (len(CAMERAS) * per_camera * WIDTH, identities * HEIGHT), "white")
     for row in range(identities):
         for camera in range(len(CAMERAS)):
@@ -196,15 +186,3 @@ def contact_sheet(folder: Path, path: Path, identities: int = 12, per_camera: in
             for column, file in enumerate(files, start=camera * per_camera):
                 sheet.paste(Image.open(file), (column * WIDTH, row * HEIGHT))
     sheet.save(path)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Draws the synthetic data set and prints its folder.")
-    parser.add_argument("--root", type=Path, help="where to put it (default: the user's cache folder)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sheet", type=Path, help="also save a contact sheet of the first identities here")
-    args = parser.parse_args()
-    folder = synthetic_folder(args.root, seed=args.seed)
-    if args.sheet:
-        contact_sheet(folder, args.sheet)
-    print(folder)

@@ -108,8 +108,8 @@ def draw_lots(rng: np.random.Generator) -> Person:
 
 def strike_pose(rng: np.random.Generator, yaw: float) -> Pose:
     """Draws a moment of a walk; now and then an arm is lifted (a phone) or bent (a pocket)."""
-    elbows = tuple(float(rng.choice((0.25, 1.1, 2.2), p=(0.75, 0.15, 0.10))) for _ in range(2))
-    return Pose(yaw=yaw, phase=rng.uniform(0, 2 * pi), stride=rng.uniform(0.15, 0.55), elbows=elbows)
+    left, right = (float(rng.choice((0.25, 1.1, 2.2), p=(0.75, 0.15, 0.10))) for _ in range(2))
+    return Pose(yaw=yaw, phase=rng.uniform(0, 2 * pi), stride=rng.uniform(0.15, 0.55), elbows=(left, right))
 
 
 def paint(canvas: Image.Image, person: Person, pose: Pose, feet: Point, scale: float) -> None:
@@ -136,7 +136,8 @@ def paint(canvas: Image.Image, person: Person, pose: Pose, feet: Point, scale: f
 
 
 def shaded(colour: Colour, factor: float) -> Colour:
-    return tuple(min(255, int(c * factor)) for c in colour)
+    red, green, blue = (min(255, int(c * factor)) for c in colour)
+    return red, green, blue
 
 
 class Body:

@@ -45,7 +45,7 @@ def test_bytes_depend_on_the_seed_only(tmp_path):
     assert not set(contents(alone).values()) & set(contents(other).values())
 
 
-def test_a_picture_does_not_depend_on_how_many_identities_there_are(tmp_path):
+def test_an_image_does_not_depend_on_how_many_identities_there_are(tmp_path):
     few = contents(synthetic_folder(tmp_path, workers=1, train_ids=2, test_ids=1))
     more = contents(synthetic_folder(tmp_path, workers=1, train_ids=3, test_ids=1))
 
@@ -66,8 +66,8 @@ def test_layout_and_size(full_set):
     assert 1200 <= len(query) + len(gallery) <= 1800
     assert len({(pid, camera) for _, pid, camera in query}) == len(query)
     for part in (train, query, gallery):
-        with Image.open(part[0][0]) as picture:
-            assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (64, 128))
+        with Image.open(part[0][0]) as image:
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (64, 128))
 
 
 def test_every_query_has_a_match_from_another_camera(full_set):

@@ -1,14 +1,16 @@
 """The DALI stream against Pillow and NumPy doing the same to the same files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from inputs import break_files, save_photos, smooth_pictures
+from inputs import break_files, save_photos, smooth_images
 from PIL import Image
 from scipy import ndimage
 
-from reid_fast.data.images.augmentation import Augmentation, View, draw
-from reid_fast.data.images.dali import ImageStream, undecodable
+from reid_fast.data.images import ImageStream, View, undecodable
+from reid_fast.data.images.augmentation import Augmentation, draw
 from reid_fast.errors import UserError
 
 SIZE = (48, 24)
@@ -18,14 +20,14 @@ STD = np.array([0.229, 0.224, 0.225])
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("pictures")
+    return tmp_path_factory.mktemp("images")
 
 
 @pytest.fixture(scope="module")
 def exact(folder):
     """Eleven lossless files of the very size that is asked for: nothing is resized."""
     paths = [folder / f"exact{i:02d}.png" for i in range(11)]
-    for path, pixels in zip(paths, smooth_pictures(11, *SIZE), strict=True):
+    for path, pixels in zip(paths, smooth_images(11, *SIZE), strict=True):
         Image.fromarray(pixels).save(path)
     return paths
 
@@ -36,17 +38,17 @@ def jpegs(folder):
 
 
 def resized(path, size=SIZE):
-    picture = Image.open(path).convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    return np.asarray(picture)
+    image = Image.open(path).convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return np.asarray(image)
 
 
 def levels(images):
-    """Normalised pictures back to grey levels, [n, H, W, 3]."""
+    """Normalised images back to grey levels, [n, H, W, 3]."""
     return 255 * (images.permute(0, 2, 3, 1).double().numpy() * STD + MEAN)
 
 
 def augmented(pixels, aug, i, pad):
-    """Grey, flip, pad, crop, blur, normalise, erase: one picture, step by step, in float64."""
+    """Grey, flip, pad, crop, blur, normalise, erase: one image, step by step, in float64."""
     if aug.grey:
         pixels = np.repeat(np.asarray(Image.fromarray(pixels).convert("L"))[..., None], 3, axis=2)
     if aug.flip[i]:
@@ -63,7 +65,7 @@ def augmented(pixels, aug, i, pad):
 
 
 def streamed(paths, views=(), *, indices=None, batch_size=4, size=SIZE, number=0):
-    """All pictures through one pass; and for each view the parameters that were applied."""
+    """All images through one pass; and for each view the parameters that were applied."""
     indices = np.arange(len(paths)) if indices is None else np.asarray(indices)
     augs = [draw(view, size, np.arange(len(indices)), seed=5, epoch=2, number=n) for n, view in enumerate(views)]
 
@@ -78,7 +80,7 @@ def streamed(paths, views=(), *, indices=None, batch_size=4, size=SIZE, number=0
     return [torch.cat(view) for view in zip(*passed, strict=True)], augs
 
 
-def test_a_picture_of_the_right_size_arrives_exactly(exact):
+def test_an_image_of_the_right_size_arrives_exactly(exact):
     (images,), _ = streamed(exact)
     expected = np.stack([(np.asarray(Image.open(path)) / 255 - MEAN) / STD for path in exact])
     np.testing.assert_allclose(images.permute(0, 2, 3, 1), expected, rtol=0, atol=2e-6)
@@ -103,13 +105,7 @@ def test_flip_crop_and_erasing_are_exact(exact, view):
 
 
 def test_a_crop_is_padded_with_black_before_normalising(exact):
-    aug = Augmentation(
-        False,
-        np.zeros(1, bool),
-        np.array([[-3, 4]], np.int32),
-        np.zeros(1, np.float32),
-        np.zeros((1, 4), np.int32),
-    )
+    aug = replace(Augmentation.none(1), crop=np.array([[-3, 4]], np.int32))
     ((images,),) = list(ImageStream(exact, SIZE, views=(View(),), batch_size=1)([(np.array([0]), [aug])]))
     black = torch.tensor(-MEAN / STD).float()
     assert torch.allclose(images[0, :, :3].flatten(1).T, black)
@@ -147,7 +143,7 @@ def test_blur_is_a_gaussian_of_the_drawn_sigma(exact):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 16])
-def test_plain_pictures_come_in_the_order_asked_for(exact, batch_size):
+def test_plain_images_come_in_the_order_asked_for(exact, batch_size):
     stream = ImageStream(exact, SIZE, batch_size=batch_size)
     order = np.array([7, 3, 3, 10, 0, 5, 1, 9, 2])
     parts = list(stream.plain(order, batch_size))
@@ -157,7 +153,7 @@ def test_plain_pictures_come_in_the_order_asked_for(exact, batch_size):
     np.testing.assert_allclose(levels(torch.cat(parts)), expected, atol=1e-3)
 
 
-def test_no_pictures_are_no_batches(exact):
+def test_no_images_are_no_batches(exact):
     assert list(ImageStream(exact, SIZE).plain(np.empty(0, np.int64), 4)) == []
 
 
@@ -198,11 +194,19 @@ def test_tensors_do_not_change_while_later_batches_are_made(exact):
 
 @pytest.mark.parametrize(
     ("name", "mode", "options"),
-    [("a.bmp", "RGB", {}), ("a.png", "L", {}), ("a.png", "RGBA", {}), ("a.png", "P", {}), ("a.jpg", "L", {}),
-     ("a.jpg", "RGB", {"progressive": True}), ("a.webp", "RGB", {"lossless": True}), ("a.tiff", "RGB", {})],
-)  # fmt: skip
+    [
+        ("a.bmp", "RGB", {}),
+        ("a.png", "L", {}),
+        ("a.png", "RGBA", {}),
+        ("a.png", "P", {}),
+        ("a.jpg", "L", {}),
+        ("a.jpg", "RGB", {"progressive": True}),
+        ("a.webp", "RGB", {"lossless": True}),
+        ("a.tiff", "RGB", {}),
+    ],
+)
 def test_kinds_of_files_decode_as_pillow_decodes_them(tmp_path, name, mode, options):
-    (pixels,) = smooth_pictures(1, *SIZE)
+    (pixels,) = smooth_images(1, *SIZE)
     path = tmp_path / name
     Image.fromarray(pixels).convert(mode).save(path, **options)
     (images,), _ = streamed([path])
@@ -211,7 +215,7 @@ def test_kinds_of_files_decode_as_pillow_decodes_them(tmp_path, name, mode, opti
 
 @pytest.mark.parametrize("place", [0, 5, 10])
 @pytest.mark.parametrize("kind", range(5))
-def test_an_undecodable_picture_is_named(jpegs, tmp_path, kind, place):
+def test_an_undecodable_image_is_named(jpegs, tmp_path, kind, place):
     paths = [*jpegs, *jpegs]
     paths[place] = break_files(tmp_path, jpegs[0])[kind]
     with pytest.raises(UserError) as caught:
@@ -220,7 +224,7 @@ def test_an_undecodable_picture_is_named(jpegs, tmp_path, kind, place):
     assert "--skip-bad-images" in str(caught.value)
 
 
-def test_a_picture_that_has_gone_is_named(jpegs, tmp_path):
+def test_an_image_that_has_gone_is_named(jpegs, tmp_path):
     paths = [*jpegs, tmp_path / "gone.jpg"]
     with pytest.raises(UserError, match=r"gone\.jpg"):
         list(ImageStream(paths, SIZE, batch_size=4).plain(np.arange(7), 4))

@@ -27,8 +27,8 @@ def splitmix(z):
     return z ^ z >> 31
 
 
-def one_picture(view, size, position, seed, epoch, number):
-    """(flip, crop, sigma, rectangle) of one picture, one number after the other, in Python's integers."""
+def one_image(view, size, position, seed, epoch, number):
+    """(flip, crop, sigma, rectangle) of one image, one number after the other, in Python's integers."""
     key = 0
     for part in (seed, epoch, number, position):
         key = splitmix((key + part) & MASK)
@@ -64,27 +64,27 @@ def test_parameters_equal_the_scalar_restatement(size, across):
     positions = np.r_[0:300, 10**6, 2**40]
     got = draw(view, size, positions, seed=7, epoch=3, number=1)
     for i, position in enumerate(positions.tolist()):
-        flip, crop, sigma, rectangle = one_picture(view, size, position, 7, 3, 1)
+        flip, crop, sigma, rectangle = one_image(view, size, position, 7, 3, 1)
         assert got.flip[i] == flip
         assert got.crop[i].tolist() == crop
         assert got.blur[i] == np.float32(sigma)
         assert tuple(got.erase[i].tolist()) == rectangle
 
 
-def test_a_rectangle_is_as_wide_as_the_picture_where_that_is_allowed():
+def test_a_rectangle_is_as_wide_as_the_image_where_that_is_allowed():
     full = [drawn(View(erase_across=across)).erase[:, 3].max() for across in (False, True)]
     assert full == [SIZE[1] - 1, SIZE[1]]
 
 
 @settings(max_examples=50, deadline=None)
 @given(positions=st.lists(st.integers(0, 199), min_size=1, max_size=50))
-def test_a_picture_does_not_depend_on_the_others(positions):
+def test_an_image_does_not_depend_on_the_others(positions):
     whole, part = drawn(n=200), draw(ALL, SIZE, np.array(positions), seed=1, epoch=0)
     for field in FIELDS:
         assert np.array_equal(getattr(whole, field)[positions], getattr(part, field))
 
 
-def test_no_pictures_are_no_parameters():
+def test_no_images_are_no_parameters():
     nothing = drawn(n=0)
     assert [getattr(nothing, field).shape for field in FIELDS] == [(0,), (0, 2), (0,), (0, 4)]
 
@@ -111,7 +111,7 @@ def test_other_seeds_epochs_and_views_draw_independently(change):
         assert abs(np.corrcoef(a, b)[0, 1]) < 4 / n**0.5
 
 
-def test_the_parameters_of_a_picture_and_of_its_neighbour_are_uncorrelated():
+def test_the_parameters_of_an_image_and_of_its_neighbour_are_uncorrelated():
     n = 20_000
     got = drawn(View(erase=1.0, blur=1.0), n=n + 1)
     columns = np.column_stack([got.flip, got.crop, got.blur, got.erase[:, 2] * got.erase[:, 3]]).astype(float)
@@ -144,7 +144,7 @@ def test_the_blur_is_uniform_over_its_range():
 
 
 @pytest.mark.parametrize("size", [(256, 128), (224, 224), (64, 32)])
-def test_rectangles_keep_to_their_ranges_and_inside_the_picture(size):
+def test_rectangles_keep_to_their_ranges_and_inside_the_image(size):
     top, left, h, w = drawn(View(erase=1.0), size=size).erase.T.astype(float)
     assert (h > 0).all()
     assert ((top >= 0) & (left >= 0) & (top + h <= size[0]) & (left + w <= size[1])).all()
@@ -167,7 +167,7 @@ def test_area_and_aspect_are_uniform_where_every_rectangle_fits():
 
 
 @pytest.mark.parametrize("size", [(16, 16), (16, 40), (40, 16)])
-def test_a_rectangle_as_high_or_as_wide_as_the_picture_is_refused(size):
+def test_a_rectangle_as_high_or_as_wide_as_the_image_is_refused(size):
     def view(side):
         share = side * side / (size[0] * size[1])
         return View(erase=1.0, erase_area=(share, share), erase_aspect=(1.0, 1.0))

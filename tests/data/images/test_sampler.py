@@ -17,7 +17,7 @@ def plan_of(labels, cams, **options):
 
 
 def groups_of(plan, labels, num_instances):
-    """Cut a plan into passes, each a list of (identity, its pictures) without repeated identities."""
+    """Cut a plan into passes, each a list of (identity, its images) without repeated identities."""
     order, size = plan.ravel(), plan.shape[1]
     sizes = Counter(label for label in labels.tolist() if label >= 0)
     length = {label: num_instances if count > 1 else 1 for label, count in sizes.items()}
@@ -103,7 +103,7 @@ def test_the_incomplete_batch_of_each_pass_is_dropped():
     assert set(passes.ravel().tolist()) == set(range(8))
 
 
-def test_further_pictures_come_from_other_cameras_than_the_anchors():
+def test_further_images_come_from_other_cameras_than_the_anchors():
     labels, cams = np.repeat(np.arange(4), 10), np.tile([0] * 8 + [1, 2], 4)
     groups = plan_of(labels, cams, iters=100).reshape(-1, 4)
     assert (cams[groups[:, 1:]] != cams[groups[:, :1]]).all()
@@ -129,7 +129,7 @@ def test_candidates_are_repeated_when_there_are_fewer_than_k(candidates, repeats
     assert set(groups[:, 1:].ravel().tolist()) == set(range(len(labels)))
 
 
-def test_a_singleton_contributes_one_picture():
+def test_a_singleton_contributes_one_image():
     labels, cams = np.array([0, 0, 0, 0, 1, 2, -1]), np.zeros(7, int)
     plan = plan_of(labels, cams, batch_size=6, num_instances=4, iters=30)
     assert all(Counter(labels[batch].tolist()) == {0: 4, 1: 1, 2: 1} for batch in plan)
@@ -170,7 +170,7 @@ identity = st.lists(st.integers(0, 4), min_size=1, max_size=9)
 
 @settings(max_examples=200, deadline=None)
 @given(cams=identity, K=st.integers(1, 6), seed=st.integers(0, 99))
-def test_more_cameras_takes_one_picture_of_each_and_then_others(cams, K, seed):
+def test_more_cameras_takes_one_image_of_each_and_then_others(cams, K, seed):
     cams = np.array(cams)
     own = 10 + np.arange(len(cams))
     group = drawn(more_cameras, own, cams, K, seed)
@@ -180,7 +180,7 @@ def test_more_cameras_takes_one_picture_of_each_and_then_others(cams, K, seed):
     rest = len(cams) - len(cameras)
     if len(cameras) >= K:
         assert len(set(seen)) == K
-    elif rest == 0:  # one picture a camera and too few of them: any, with repetition
+    elif rest == 0:  # one image a camera and too few of them: any, with repetition
         assert len(own) < K
     else:
         assert set(seen[: len(cameras)]) == cameras
@@ -191,7 +191,7 @@ def test_more_cameras_takes_one_picture_of_each_and_then_others(cams, K, seed):
 
 @settings(max_examples=100, deadline=None)
 @given(n=st.integers(1, 9), K=st.integers(1, 6), seed=st.integers(0, 99))
-def test_without_cameras_any_pictures_are_taken(n, K, seed):
+def test_without_cameras_any_images_are_taken(n, K, seed):
     group = drawn(more_cameras, np.arange(n), None, K, seed)
     assert len(group) == K
     assert len(set(group)) == K or n < K
@@ -199,7 +199,7 @@ def test_without_cameras_any_pictures_are_taken(n, K, seed):
 
 @settings(max_examples=100, deadline=None)
 @given(n=st.integers(1, 9), K=st.integers(1, 6), seed=st.integers(0, 99))
-def test_class_uniform_repeats_a_picture_at_most_k_times(n, K, seed):
+def test_class_uniform_repeats_an_image_at_most_k_times(n, K, seed):
     group = drawn(class_uniform, np.arange(n), None, K, seed)
     assert len(group) == K
     assert set(group) <= set(range(n))
@@ -208,7 +208,7 @@ def test_class_uniform_repeats_a_picture_at_most_k_times(n, K, seed):
 
 
 def test_class_uniform_draws_from_k_copies():
-    """Two pictures and K = 3: three of (0, 1, 0, 1, 0, 1)."""
+    """Two images and K = 3: three of (0, 1, 0, 1, 0, 1)."""
     threes = Counter(tuple(sorted(drawn(class_uniform, [0, 1], None, 3, seed))) for seed in range(4000))
     for group, share in {(0, 0, 0): 1 / 20, (0, 0, 1): 9 / 20, (0, 1, 1): 9 / 20, (1, 1, 1): 1 / 20}.items():
         assert abs(threes[group] - 4000 * share) < 5 * (4000 * share) ** 0.5
@@ -221,7 +221,7 @@ def test_a_rule_makes_the_groups_of_a_plan():
 
 
 @pytest.mark.parametrize(("kept", "batches"), [(5, 1), (16, 2), (23, 2), (24, 3)])
-def test_as_many_batches_as_the_clustered_pictures_fill(kept, batches):
+def test_as_many_batches_as_the_clustered_images_fill(kept, batches):
     labels = np.full(30, -1)
     labels[:kept] = np.arange(kept) % 5
     plan = plan_of(labels, np.zeros(30, int), iters=0, rule=class_uniform)

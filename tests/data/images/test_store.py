@@ -1,0 +1,191 @@
+"""The store of decoded images against the stream that decodes them from files."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from inputs import break_files, save_photos, smooth_images
+from PIL import Image
+
+from reid_fast.console import Console
+from reid_fast.data.images import STD, ImageStream, View
+from reid_fast.data.images.augmentation import draw
+from reid_fast.data.images.image_files import Part
+from reid_fast.data.images.store import ImageStore, ahead, decode
+from reid_fast.errors import UserError
+
+SIZES = [(48, 24), (33, 17), (7, 50), (64, 64)]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    """JPEGs of several sizes, and one of noise."""
+    folder = tmp_path_factory.mktemp("images")
+    noise = folder / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 35, 3), dtype=np.uint8)).save(noise)
+    return [*save_photos(folder), noise]
+
+
+def held(paths, size, device=CPU):
+    return ImageStore(paths, decode(paths, size, device=device, threads=1, console=Console()))
+
+
+def through(files, views, size, count=61, batch_size=9):
+    """`count` images in any order and more than once, by view: [count, 3, H, W]."""
+    indices = np.random.default_rng(1).integers(0, len(files.paths), count)
+
+    def batches():
+        for start in range(0, count, batch_size):
+            rows = np.arange(count)[start : start + batch_size]
+            yield (
+                indices[rows],
+                [draw(view, size, rows, seed=5, epoch=2, number=n) for n, view in enumerate(views)],
+            )
+
+    return [torch.cat(view) for view in zip(*files(batches()), strict=True)]
+
+
+def both(paths, views, size):
+    stream = ImageStream(paths, size, views=views, batch_size=9, threads=1)
+    return through(stream, views, size), through(held(paths, size), views, size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_flip_crop_and_erasing_give_the_streams_bits(paths, size):
+    views = (View(pad=5, erase=0.7), View(pad=0, flip=1.0, erase=0.0), View(erase=1.0, erase_across=True))
+    for streamed, stored in zip(*both(paths, views, size), strict=True):
+        assert torch.equal(stored, streamed)
+        assert stored.dtype == torch.float32
+        assert stored.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("view", "share"),
+    [
+        (View(pad=3, blur=0.7), 1e-4),
+        (View(pad=3, grey=True), 3e-3),  # luminance is a multiple of 0.001: one in a thousand lies halfway
+        (View(pad=3, blur=0.7, grey=True, erase=0.0), 3e-3),
+    ],
+)
+def test_blur_and_grey_differ_by_a_level_where_rounding_does(paths, size, view, share):
+    ((streamed,), (stored,)) = both(paths, (view,), size)
+    off = (stored - streamed).abs().permute(0, 2, 3, 1) * torch.tensor(STD) * 255
+    assert off.max() < 1.01
+    assert (off > 0.01).float().mean() < share
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 16])
+@pytest.mark.parametrize("size", SIZES[:2])
+def test_plain_images_are_the_streams(paths, size, batch_size):
+    order = np.array([6, 3, 3, 0, 5, 1, 4, 2])[::-1]
+    parts = list(held(paths, size).plain(order, batch_size))
+    streamed = list(ImageStream(paths, size, batch_size=batch_size).plain(order, batch_size))
+    assert [len(part) for part in parts] == [len(part) for part in streamed]
+    assert all(torch.equal(a, b) for a, b in zip(parts, streamed, strict=True))
+
+
+def test_more_files_than_are_decoded_at_once(tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(259)]
+    images = list(smooth_images(len(paths), 9, 5))
+    for path, pixels in zip(paths, images, strict=True):
+        Image.fromarray(pixels).save(path)
+    pixels = decode(paths, (9, 5), device=CPU, threads=2, console=Console())
+    assert pixels.dtype == torch.uint8
+    assert np.array_equal(pixels, images)
+
+
+def test_a_part_is_the_whole_counted_from_its_start(paths):
+    whole, views = held(paths, (8, 9)), [View(pad=2, blur=0.5)]
+    part = Part(whole, 3, 6)
+    assert part.paths == paths[3:6]
+    (expected,) = whole.plain(np.array([5, 3, 4]), 3)
+    (plain,) = part.plain(np.array([2, 0, 1]), 3)
+    assert torch.equal(plain, expected)
+    augmentations = [draw(view, (8, 9), np.arange(2), seed=1, epoch=0) for view in views]
+    ((expected,),) = whole([(np.array([4, 5]), augmentations)])
+    ((augmented,),) = part([(np.array([1, 2]), augmentations)])
+    assert torch.equal(augmented, expected)
+
+
+def test_a_part_copies_no_pixels(paths):
+    pixels = decode(paths, (8, 9), device=CPU, threads=1, console=Console())
+    part = Part(ImageStore(paths, pixels), 4, 7)
+    pixels[5] = 0
+    (black,) = part.plain(np.array([1]), 1)
+    assert black.flatten(2).amax(2).lt(0).all()
+
+
+def test_several_passes_and_one_that_is_given_up(paths):
+    files = held(paths, (9, 8))
+    first = torch.cat(list(files.plain(np.arange(7), 2)))
+    abandoned = files.plain(np.arange(7)[::-1], 2)
+    next(abandoned)
+    assert torch.equal(torch.cat(list(files.plain(np.arange(7), 3))), first)
+    abandoned.close()
+    assert list(files.plain(np.empty(0, np.int64), 4)) == []
+
+
+@pytest.mark.parametrize("kind", range(6))
+def test_an_image_that_cannot_be_used_is_named_as_by_the_stream(paths, tmp_path, kind):
+    bad = [*break_files(tmp_path, paths[0]), tmp_path / "gone.jpg"][kind]
+    listed = [*paths, bad, *paths]
+    with pytest.raises(UserError) as streaming:
+        list(ImageStream(listed, (9, 8), batch_size=4).plain(np.arange(15), 4))
+    with pytest.raises(UserError) as storing:
+        held(listed, (9, 8))
+    assert str(storing.value) == str(streaming.value)
+    assert str(bad) in str(storing.value)
+
+
+def test_the_next_item_is_made_while_the_caller_has_this_one():
+    asked = [threading.Event() for _ in range(4)]
+
+    def items():
+        for event in asked:
+            event.set()
+            yield event
+
+    for i, event in enumerate(ahead(items())):
+        assert event is asked[i]
+        assert i == 3 or asked[i + 1].wait(10)
+        assert not any(later.is_set() for later in asked[i + 2 :])
+
+
+def test_an_error_reaches_the_caller(paths):
+
+    def batches():
+        yield np.arange(3), ()
+        raise UserError("no more")
+
+    served = held(paths, (9, 8))(batches())
+    assert len(next(served)[0]) == 3
+    with pytest.raises(UserError, match="no more"):
+        next(served)
+
+
+def test_a_pass_that_is_given_up_leaves_no_thread(paths):
+    files = held(paths, (9, 8))
+    threads = threading.active_count()
+    given_up = files.plain(np.arange(7), 1)
+    next(given_up)
+    assert threading.active_count() == threads + 1
+    given_up.close()
+    del given_up
+    assert threading.active_count() == threads
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [(48, 24), (33, 17)])
+def test_gpu_store_is_the_gpus_stream(paths, size):
+    views = (View(pad=5, erase=0.7), View(pad=3, erase=0.0, blur=0.5))
+    device = torch.device("cuda", 0)
+    stored = through(held(paths, size, device), views, size)
+    streamed = through(ImageStream(paths, size, views=views, batch_size=9, device=device), views, size)
+    for mine, theirs in zip(stored, streamed, strict=True):
+        assert mine.is_cuda
+        off = (mine - theirs).abs().cpu().permute(0, 2, 3, 1) * torch.tensor(STD) * 255
+        assert off.max() < 1.01
+        assert (off > 0.01).float().mean() < 1e-3

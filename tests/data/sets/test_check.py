@@ -1,0 +1,32 @@
+"""The check of image files by their first and last bytes."""
+
+from inputs import JPEG, encoded, write
+
+from reid_fast.data.sets import check_images
+
+
+def test_bad_images_are_found_and_named(tmp_path):
+    png = encoded("PNG")
+    good = [write(tmp_path / f"{i}.jpg") for i in range(5)]
+    good += [write(tmp_path / "0.png", png), write(tmp_path / "trailer.jpg", JPEG + b"x" * 100)]
+    good += [write(tmp_path / f"0.{kind}", encoded(kind.upper())) for kind in ("bmp", "webp")]
+    good += [write(tmp_path / "0.tif", encoded("TIFF"))]
+    bad = {
+        write(tmp_path / "empty.jpg", b""): "empty file",
+        write(tmp_path / "png.jpg", png): "a PNG named .jpg",
+        write(tmp_path / "cut.jpg", JPEG[:-2]): "truncated JPEG",
+        write(tmp_path / "cut.png", png[:-12]): "truncated PNG",
+        write(tmp_path / "text.jpg", b"<html>"): "not an image",
+        tmp_path / "gone.jpg": "unreadable: No such file",
+    }
+    found = check_images([*good, *bad], workers=2)
+    assert [path for path, _ in found] == list(bad)
+    for (_, reason), expected in zip(found, bad.values(), strict=True):
+        assert reason.startswith(expected)
+
+
+def test_the_check_reports_its_progress(tmp_path, monkeypatch):
+    monkeypatch.setattr("reid_fast.data.sets.check._CHUNK", 2)
+    seen = []
+    check_images([write(tmp_path / f"{i}.jpg") for i in range(5)], progress=lambda *step: seen.append(step))
+    assert seen == [(2, 5), (4, 5), (5, 5)]

@@ -1,0 +1,68 @@
+"""A tree of any images, with and without a pattern."""
+
+import pytest
+from inputs import records, write
+
+from reid_fast.data.sets import load_set
+from reid_fast.errors import UserError
+
+
+def test_images_are_found_at_any_depth_and_nothing_is_known_of_them(tmp_path):
+    names = ["a.jpeg", "b/1.jpg", "b/2.PNG", "b/deep/er/0.webp"]
+    for name in (*reversed(names), "b/labels.json"):
+        write(tmp_path / name)
+    data = load_set("folder", tmp_path)
+    assert [p.relative_to(tmp_path).as_posix() for p in data.train.paths] == names
+    assert data.train.pids.tolist() == data.train.cams.tolist() == [-1] * 4
+    assert data.query is data.gallery is None
+    assert (data.train.identities, data.train.cameras) == (0, 0)
+
+
+@pytest.fixture
+def halls(tmp_path):
+    for name in ("north/p9_door.jpg", "north/p1_hall.jpg", "east/p9_hall.jpg"):
+        write(tmp_path / name)
+    return tmp_path
+
+
+def test_a_pattern_finds_identity_and_camera_in_the_name(halls):
+    train = load_set("folder", halls, pattern=r"(?P<pid>p\d)_(?P<cam>[a-z]+)").train
+    assert records(train) == [("p9_hall.jpg", 1, 1), ("p1_hall.jpg", 0, 1), ("p9_door.jpg", 1, 0)]
+
+
+def test_a_pattern_with_a_slash_looks_at_the_path(halls):
+    train = load_set("folder", halls, pattern=r"(?P<cam>\w+)/").train
+    assert records(train) == [("p9_hall.jpg", -1, 0), ("p1_hall.jpg", -1, 1), ("p9_door.jpg", -1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("(", "not a regular expression"),
+        (r"\d+", "names no group"),
+        (r"(?P<cam>door)", r"p1_hall.jpg does not match"),
+        (r"hall(?P<cam>x)?", r"p1_hall.jpg does not match"),
+    ],
+)
+def test_a_pattern_that_does_not_fit_is_an_error(tmp_path, pattern, message):
+    write(tmp_path / "p1_hall.jpg")
+    with pytest.raises(UserError, match=message):
+        load_set("folder", tmp_path, pattern=pattern)
+
+
+def test_a_folder_without_images_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="holds no images"):
+        load_set("folder", tmp_path)
+
+
+def test_a_link_in_a_circle_is_an_error(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="links back"):
+        load_set("folder", tmp_path)
+
+
+def test_links_are_followed(tmp_path):
+    write(tmp_path / "elsewhere" / "1.jpg")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "cam1").symlink_to(tmp_path / "elsewhere")
+    assert load_set("folder", tmp_path / "set").train.paths == (tmp_path / "set" / "cam1" / "1.jpg",)

@@ -1,0 +1,97 @@
+"""Opening a set for a run: which one, from where, and what is done about broken images."""
+
+import shutil
+from functools import partial
+
+import pytest
+from inputs import records
+
+from reid_fast.console import Console
+from reid_fast.data import open as opening
+from reid_fast.data.open import open_set
+from reid_fast.data.sets import SIZES, market_style
+from reid_fast.data.synthetic import synthetic_folder
+from reid_fast.errors import UserError
+
+DAMAGED = "0003_c2s1_000001_00.jpg"
+
+
+def opened(name, folder, **options):
+    return open_set(name, folder, console=Console(), **options)
+
+
+@pytest.fixture
+def copy(market_folder, tmp_path):
+    return shutil.copytree(market_folder, tmp_path / "market1501")
+
+
+@pytest.fixture
+def damaged(copy):
+    """With a JPEG whose Huffman table is nonsense: what following its segments does not see."""
+    path = copy / "bounding_box_train" / DAMAGED
+    content = path.read_bytes()
+    start = content.index(b"\xff\xc4") + 5  # behind marker, length and class
+    path.write_bytes(content[:start] + b"\xff" * 16 + content[start + 16 :])
+    return copy
+
+
+def test_a_set_is_read_from_its_folder(copy):
+    found = opened("market1501", copy)
+    assert (found.data.name, len(found.data.train), found.data.train.identities) == ("market1501", 36, 6)
+    assert found.left_out == ()
+
+
+def test_a_folder_of_images_needs_no_identities(copy):
+    data = opened("folder", copy, pattern=r"_c(?P<cam>\d)").data
+    assert data.train.cameras == 2
+    assert data.train.identities == 0
+
+
+def test_the_synthetic_set_is_drawn_where_it_is_wanted(tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "synthetic_folder", partial(synthetic_folder, train_ids=3, test_ids=2))
+    data = opened("synthetic", tmp_path).data
+    assert data.name == "synthetic"
+    assert data.train.identities == 3
+    assert tmp_path in data.train.paths[0].parents
+
+
+@pytest.mark.parametrize("folder", [None, "somewhere"])
+def test_an_unknown_set_is_an_error_that_lists_the_known_ones(folder):
+    with pytest.raises(UserError, match=f"unknown data set 'market': choose one of {', '.join(SIZES)}"):
+        opened("market", folder)
+
+
+def test_a_set_without_its_folder_is_an_error():
+    with pytest.raises(UserError, match="--dataset market1501 needs --data-dir"):
+        opened("market1501", None)
+
+
+def test_a_visibly_broken_image_is_named_and_the_others_counted(copy):
+    for pid in (2, 5):
+        (copy / "bounding_box_train" / f"{pid:04d}_c1s1_000000_00.jpg").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"0002_c1s1_000000_00.jpg is unusable \(empty file\) and 1 more: .*--skip-bad-images"
+    ):
+        opened("market1501", copy)
+
+
+def test_damage_inside_an_image_is_found_where_bad_images_are_skipped(damaged):
+    found = opened("market1501", damaged, skip_bad_images=True)
+    assert [path.name for path in found.left_out] == [DAMAGED]
+    whole = market_style("market1501", damaged)
+    assert records(found.data.train) == [row for row in records(whole.train) if row[0] != DAMAGED]
+    assert records(found.data.query) == records(whole.query)
+
+
+def test_broken_images_are_left_out_of_every_split(copy):
+    names = ["bounding_box_train/0003_c2s1_000001_00.jpg", "bounding_box_test/0007_c1s1_000001_00.jpg"]
+    for name in names:
+        (copy / name).write_bytes(b"")
+    found = opened("market1501", copy, skip_bad_images=True)
+    assert found.left_out == tuple(copy / name for name in names)
+    assert (len(found.data.train), len(found.data.query), len(found.data.gallery)) == (35, 6, 11)
+
+
+def test_nothing_is_said(copy, capsys):
+    opened("market1501", copy, skip_bad_images=True)
+    assert capsys.readouterr() == ("", "")
