@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 from cluster import cluster
-from pictures import pictures
+from images import images
 from report import save
 from step import step
 
 from reid_fast.errors import UserError
 
 # A stage is a function (smoke) -> rows; each row holds ours beside the reference.
-STAGES = {"pictures": pictures, "cluster": cluster, "step": step}
+STAGES = {"images": images, "cluster": cluster, "step": step}
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -1,4 +1,4 @@
-"""Augmented pictures: the stream and the store beside Pillow and NumPy on JPEG files, as the published code works."""
+"""Augmented images: the stream and the store beside Pillow and NumPy on JPEG files, as the published code works."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from report import Row, timed
 from torch import Tensor
 
 from reid_fast.console import Console
-from reid_fast.data.images.augmentation import Augmentation, View, draw
-from reid_fast.data.images.dali import ERASE_FILL, MEAN, STD, ImageStream
-from reid_fast.data.images.store import ImageStore, decoded
-from reid_fast.data.synthetic.draw import synthetic_folder
+from reid_fast.data.images import MEAN, STD, ImageStream, View
+from reid_fast.data.images.augmentation import Augmentation, draw
+from reid_fast.data.images.image_files import Request
+from reid_fast.data.images.normalisation import ERASE_FILL
+from reid_fast.data.images.store import ImageStore, decode
+from reid_fast.data.synthetic import synthetic_folder
 
 BATCH = 64
 
 
-def pictures(smoke: bool) -> list[Row]:
-    """Rows for the small recipe's pictures and the papers'."""
+def images(smoke: bool) -> list[Row]:
+    """Rows for the small recipe's images and the papers'."""
     paths = sorted((synthetic_folder() / "bounding_box_train").iterdir())[: 512 if smoke else 2560]
     runs = 1 if smoke else 3
     return [row for size, pad in (((64, 32), 3), ((256, 128), 10)) for row in _rows(paths, size, pad, runs)]
@@ -33,22 +35,22 @@ def _rows(paths: list[Path], size: tuple[int, int], pad: int, runs: int) -> list
     view = View(pad=pad)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stream = ImageStream(paths, size, views=(view,), batch_size=BATCH, device=device)
-    pixels, filling = timed(lambda: decoded(paths, size, 2, device=device, threads=2, console=Console()), 1)
+    pixels, filling = timed(lambda: decode(paths, size, device=device, threads=2, console=Console()), 1)
     store = ImageStore(paths, pixels)
     starts = range(0, len(paths) - BATCH + 1, BATCH)
 
-    def parameters() -> Iterator[tuple[np.ndarray, list[Augmentation]]]:
+    def parameters() -> Iterator[Request]:
         for start in starts:
             index = np.arange(start, start + BATCH)
             yield index, [draw(view, size, index, seed=0, epoch=0)]
 
     index, (first,) = next(parameters())
     theirs = np.stack([_pillow(paths[i], size, first, i) for i in range(BATCH)])
-    ours = [next(iter(pictures([(index, [first])])))[0] for pictures in (stream, store)]
+    ours = [next(iter(files([(index, [first])])))[0] for files in (stream, store)]
     errors = [_grey_levels(images, theirs) for images in ours]
     between = _grey_levels(ours[0], ours[1].permute(0, 2, 3, 1).cpu().numpy())
     if max(errors) > 1 or between > 0.01:
-        raise SystemExit(f"pictures: off Pillow by {errors} grey levels on average, at {size}, apart by {between}")
+        raise SystemExit(f"images: off Pillow by {errors} grey levels on average, at {size}, apart by {between}")
 
     def published() -> None:
         with ThreadPoolExecutor(2) as pool:
@@ -57,14 +59,12 @@ def _rows(paths: list[Path], size: tuple[int, int], pad: int, runs: int) -> list
 
     _, slow = timed(published, 1)
     rows = []
-    for name, pictures, error in (("stream", stream, errors[0]), ("store", store, errors[1])):
-        count, fast = timed(lambda p=pictures: sum(len(images) for (images,) in p(parameters())), runs)
-        rows.append({
-            "stage": f"pictures, {name}", "size": size, "images": count, "device": device.type, "ours": fast,
-            "pillow": slow, "images_per_second": round(count / fast["seconds"]),
-            "faster": round(slow["seconds"] / fast["seconds"], 2),
-            "mean_difference_grey_levels": round(error, 3),
-        })  # fmt: skip
+    for name, files, error in (("stream", stream, errors[0]), ("store", store, errors[1])):
+        count, fast = timed(lambda f=files: sum(len(images) for (images,) in f(parameters())), runs)
+        row = {"stage": f"images, {name}", "size": size, "images": count, "device": device.type}
+        row |= {"ours": fast, "pillow": slow, "images_per_second": round(count / fast["seconds"])}
+        row |= {"faster": round(slow["seconds"] / fast["seconds"], 2), "mean_difference_grey_levels": round(error, 3)}
+        rows.append(row)
     rows[0] |= {"files_per_second_read": round(_read_rate(paths))}
     rows[1] |= {"filling": filling, "bytes": pixels.numel()}
     return rows
