@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,8 +29,9 @@ def check_images(
     """Find files that cannot be the images they claim to be.
 
     Reads the head and the last 4 KiB of each file: it sees an empty file, a content that is not its
-    extension's, a damaged JPEG header, a JPEG without EOI and a PNG without IEND, but no damage of the pixels.
-    A damaged header has to be caught here, since DALI 2.4 may crash on it instead of reporting it.
+    extension's, a damaged JPEG header, damaged PNG chunks, a JPEG without EOI and a PNG without IEND, but no damage
+    of the pixels. Damaged headers and chunks have to be caught here, since DALI 2.4 may crash on them instead of
+    reporting them.
 
     Args:
         paths: the files.
@@ -76,7 +78,9 @@ def _fault(file: BinaryIO, suffix: str) -> str | None:
         return "a JPEG with a damaged header"
     marker, name = _ENDS.get(kind, (b"", ""))
     file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-    return None if marker in file.read(_TAIL) else f"truncated {kind}: no {name} marker at its end"
+    if marker not in file.read(_TAIL):
+        return f"truncated {kind}: no {name} marker at its end"
+    return "a PNG with damaged chunks" if kind == "PNG" and not _has_png_chunks(file) else None
 
 
 def _has_jpeg_header(file: BinaryIO) -> bool:
@@ -96,6 +100,17 @@ def _has_jpeg_header(file: BinaryIO) -> bool:
         if length < 2:
             return False
         file.seek(length - 2, os.SEEK_CUR)
+
+
+def _has_png_chunks(file: BinaryIO) -> bool:
+    """Whether a header with its true checksum comes first, and the chunks follow one another up to IEND."""
+    file.seek(8)
+    header = file.read(25)  # length, name, 13 bytes, checksum
+    if header[:8] != b"\0\0\0\rIHDR" or zlib.crc32(header[4:21]) != int.from_bytes(header[21:], "big"):
+        return False
+    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)  # the data and their checksum
+    return head[4:] == b"IEND"
 
 
 def _kind(head: bytes) -> str | None:

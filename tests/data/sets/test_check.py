@@ -1,5 +1,6 @@
 """The check of image files by their first and last bytes."""
 
+import pytest
 from inputs import JPEG, encoded, write
 
 from reid_fast.data.sets import check_images
@@ -23,6 +24,24 @@ def test_bad_images_are_found_and_named(tmp_path):
     assert [path for path, _ in found] == list(bad)
     for (_, reason), expected in zip(found, bad.values(), strict=True):
         assert reason.startswith(expected)
+
+
+PNG = encoded("PNG")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PNG[:40] + PNG[44:],  # shorter than its chunks say
+        PNG[:20] + b"\0" * 4 + PNG[24:],  # a height of 0, against the header's checksum
+        PNG[:8] + PNG[33:],
+    ],
+    ids=["cut", "header", "headless"],
+)
+def test_a_png_with_damaged_chunks_is_found(tmp_path, content):
+    """DALI may crash on it."""
+    path = write(tmp_path / "0.png", content)
+    assert check_images([path]) == [(path, "a PNG with damaged chunks")]
 
 
 def test_the_check_reports_its_progress(tmp_path, monkeypatch):
