@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 from torch import Tensor
 
-from reid_fast.clustering.device_graph import on_host
+from reid_fast.clustering.cupy_graph import on_host
 from reid_fast.clustering.knn import knn
 from reid_fast.errors import UserError
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import sparse
 
 from reid_fast import _C
-from reid_fast.clustering import device_graph
+from reid_fast.clustering import cupy_graph
 
 
 def dbscan(graph: sparse.csr_matrix, eps: float = 0.6, min_samples: int = 4) -> np.ndarray:
@@ -25,9 +25,9 @@ def dbscan(graph: sparse.csr_matrix, eps: float = 0.6, min_samples: int = 4) -> 
     Raises:
         ValueError: a graph that is not square or not sound, eps that is negative or NaN, min_samples < 1.
     """
-    if device_graph.is_on_device(graph):
+    if cupy_graph.is_on_device(graph):
         _check_arguments(eps, min_samples)
-        return device_graph.dbscan(graph, eps, min_samples)
+        return cupy_graph.dbscan(graph, eps, min_samples)
     graph = _checked(graph, eps, min_samples)
     return _C.dbscan(graph.indptr, graph.indices, graph.data, eps, min_samples)
 

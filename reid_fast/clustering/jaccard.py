@@ -8,8 +8,8 @@ from scipy import sparse
 from torch import Tensor
 
 from reid_fast import _C
-from reid_fast.clustering import device_graph
-from reid_fast.clustering.features import Features, clip_k, unit_rows
+from reid_fast.clustering import cupy_graph
+from reid_fast.clustering.inputs import Features, clip_k, unit_rows
 from reid_fast.clustering.knn import knn
 
 Neighbours = tuple[Features, Features]
@@ -42,9 +42,9 @@ def jaccard_graph(
     """
     rows, index, similarity, k2 = _prepare(features, k1, k2, max_distance, neighbours)
     if rows.is_cuda and _C.cuda:
-        return device_graph.jaccard_graph(rows, index, similarity, k2, max_distance)
+        return cupy_graph.jaccard_graph(rows, index, similarity, k2, max_distance)
     if rows.is_cuda:
-        device_graph.say_that_the_cpu_clusters()
+        cupy_graph.say_that_the_cpu_clusters()
     index, similarity = index.cpu(), similarity.cpu()
     start, indices, data = _C.jaccard_graph(rows.cpu().numpy(), index.numpy(), similarity.numpy(), k2, max_distance)
     return sparse.csr_matrix((data, indices, start), shape=(len(rows), len(rows)))
@@ -55,7 +55,7 @@ def jaccard_distance(features: Features, k1: int = 30, k2: int = 6) -> np.ndarra
 
     Arguments and errors as `jaccard_graph`; needs 4·N² bytes, where the graph needs a few hundred per row.
     """
-    graph = device_graph.on_host(jaccard_graph(features, k1, k2, BELOW_ONE))
+    graph = cupy_graph.on_host(jaccard_graph(features, k1, k2, BELOW_ONE))
     distance = np.ones(graph.shape, np.float32)
     distance[np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr)), graph.indices] = graph.data
     return distance

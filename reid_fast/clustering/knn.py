@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from reid_fast import _C
-from reid_fast.clustering.features import Features, clip_k, unit_rows
+from reid_fast.clustering.inputs import Features, clip_k, unit_rows
 
 # Products held at once by a search in blocks: half a gigabyte.
 _BLOCK_PRODUCTS = 1 << 27

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from reid_fast.clustering.features import Features, clip_k, unit_rows
+from reid_fast.clustering.inputs import Features, clip_k, unit_rows
 from reid_fast.errors import UserError
 
 # Beyond the k asked for: a row itself, which may come back anywhere or not at all.

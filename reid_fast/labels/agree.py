@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-from reid_fast.clustering.device_graph import on_host
+from reid_fast.clustering.cupy_graph import on_host
 from reid_fast.errors import UserError
 
 

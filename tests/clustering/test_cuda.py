@@ -14,7 +14,7 @@ from inputs import planted
 
 import reid_fast
 from reid_fast import _C
-from reid_fast.clustering import device_graph
+from reid_fast.clustering import cupy_graph
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,16 +41,16 @@ def test_every_architecture_compiles_without_spills(tmp_path):
 
 
 def test_features_on_a_gpu_that_the_build_does_not_know(monkeypatch):
-    device_graph.say_that_the_cpu_clusters.cache_clear()
+    cupy_graph.say_that_the_cpu_clusters.cache_clear()
     with pytest.warns(UserWarning, match="has no CUDA"):
-        device_graph.say_that_the_cpu_clusters()
-    device_graph.say_that_the_cpu_clusters()
+        cupy_graph.say_that_the_cpu_clusters()
+    cupy_graph.say_that_the_cpu_clusters()
 
 
 def test_a_graph_on_the_host_stays_there():
     graph = reid_fast.jaccard_graph(planted(60, 8))
-    assert not device_graph.is_on_device(graph)
-    assert device_graph.on_host(graph) is graph
+    assert not cupy_graph.is_on_device(graph)
+    assert cupy_graph.on_host(graph) is graph
 
 
 @pytest.mark.gpu
@@ -63,8 +63,8 @@ def test_device_and_host_agree(n, width, k1, k2):
     neighbours = reid_fast.knn(rows, k1)
     host = reid_fast.jaccard_graph(rows, k1, k2, 0.7, neighbours=neighbours)
     device = reid_fast.jaccard_graph(rows.cuda(), k1, k2, 0.7, neighbours=neighbours)
-    again = device_graph.on_host(reid_fast.jaccard_graph(rows.cuda(), k1, k2, 0.7, neighbours=neighbours))
-    found = device_graph.on_host(device)
+    again = cupy_graph.on_host(reid_fast.jaccard_graph(rows.cuda(), k1, k2, 0.7, neighbours=neighbours))
+    found = cupy_graph.on_host(device)
     assert all((getattr(found, part) == getattr(again, part)).all() for part in ("indptr", "indices", "data"))
     assert found.has_sorted_indices
     assert abs(found - host).max() < 1e-5 or abs(found.nnz - host.nnz) <= 4

@@ -1,4 +1,4 @@
-"""The border of the clustering ops: features of any float type become checked unit float32 rows."""
+"""The border of the clustering functions: features of any float type become checked unit float32 rows."""
 
 from __future__ import annotations
 
