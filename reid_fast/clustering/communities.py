@@ -17,17 +17,18 @@ from reid_fast.errors import UserError
 
 
 def similarity_graph(features: Tensor, neighbours: int, min_similarity: float) -> sparse.csr_matrix:
-    """Directed links from each picture to its nearest ones, weighted by cosine similarity.
+    """Directed links from each image to its nearest ones, weighted by cosine similarity.
 
     Args:
-        features: [N, D] unit rows.
-        neighbours: how many pictures, itself included, are looked at.
-        min_similarity: a picture less similar than this gets no link.
+        features: [N, D] features.
+        neighbours: how many images, itself included, are looked at.
+        min_similarity: a image less similar than this gets no link.
 
     Returns:
         [N, N] similarities without a diagonal.
     """
-    index, similarity = (array.cpu().numpy() for array in knn(features, min(neighbours, len(features))))
+    nearest = knn(features, min(neighbours, len(features)))
+    index, similarity = (part.numpy(force=True) for part in nearest)
     linked = (similarity >= min_similarity) & (index != np.arange(len(index))[:, None])
     start = np.concatenate([[0], np.cumsum(linked.sum(1))])
     return sparse.csr_matrix((similarity[linked], index[linked], start), shape=(len(index), len(index)))
@@ -36,7 +37,7 @@ def similarity_graph(features: Tensor, neighbours: int, min_similarity: float) -
 def infomap(graph: sparse.csr_matrix, min_cluster: int) -> np.ndarray:
     """Two-level communities of a directed graph (Rosvall and Bergstrom, PNAS 2008): labels [N] int64.
 
-    Smaller communities than `min_cluster` are outliers, -1; the others are numbered by their first picture.
+    Smaller communities than `min_cluster` are outliers, -1; the others are numbered by their first image.
 
     Raises:
         UserError: the package infomap is missing.
@@ -62,8 +63,8 @@ def hdbscan(graph: sparse.csr_matrix, min_samples: int, min_cluster: int) -> np.
 
     Args:
         graph: [N, N] symmetric distances; pairs that are not stored lie at 1.
-        min_samples: neighbours, itself included, that define a picture's density.
-        min_cluster: pictures of the smallest cluster.
+        min_samples: neighbours, itself included, that define a image's density.
+        min_cluster: images of the smallest cluster.
     """
     from sklearn.cluster import HDBSCAN
 

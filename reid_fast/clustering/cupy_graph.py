@@ -1,4 +1,4 @@
-"""The device side of the graph ops: torch and CuPy arrays in and out of `_C`, which knows only pointers and streams."""
+"""The graph on the device: torch and CuPy arrays in and out of `_C`, which knows only pointers and streams."""
 
 from __future__ import annotations
 
@@ -18,8 +18,17 @@ def jaccard_graph(rows: Tensor, index: Tensor, similarity: Tensor, k2: int, max_
     """The graph of checked CUDA tensors: CuPy's CSR on their device, SciPy's where CuPy is not installed."""
     with torch.cuda.device(rows.device):
         stream = torch.cuda.current_stream().cuda_stream
-        ranking = index.data_ptr(), similarity.data_ptr(), index.shape[1]
-        graph = _C.jaccard_graph_cuda(rows.data_ptr(), *rows.shape, *ranking, k2, max_distance, stream)
+        graph = _C.jaccard_graph_cuda(
+            rows=rows.data_ptr(),
+            n=rows.shape[0],
+            width=rows.shape[1],
+            index=index.data_ptr(),
+            similarity=similarity.data_ptr(),
+            k=index.shape[1],
+            k2=k2,
+            max_distance=max_distance,
+            stream=stream,
+        )
     if _cupy() is None or graph.entries > np.iinfo(np.int32).max:
         start, indices, data = graph.to_host()
         return sparse.csr_matrix((data, indices, start), shape=(len(rows), len(rows)))
@@ -33,9 +42,16 @@ def dbscan(graph: Any, eps: float, min_samples: int) -> np.ndarray:
         start, index = graph.indptr.astype(cupy.int64), graph.indices.astype(cupy.int32)
         value = graph.data.astype(cupy.float32)
         labels = cupy.empty(graph.shape[0], cupy.int64)
-        pointers = (array.data.ptr for array in (start, index, value))
-        stream = cupy.cuda.get_current_stream().ptr
-        _C.dbscan_cuda(*pointers, len(labels), eps, min_samples, labels.data.ptr, stream)
+        _C.dbscan_cuda(
+            start=start.data.ptr,
+            index=index.data.ptr,
+            value=value.data.ptr,
+            n=len(labels),
+            eps=eps,
+            min_samples=min_samples,
+            labels=labels.data.ptr,
+            stream=cupy.cuda.get_current_stream().ptr,
+        )
         return labels.get()
 
 
@@ -64,7 +80,7 @@ def _cupy() -> Any:
     return cupy
 
 
-def _cupy_graph(graph: Any, n: int, device: int) -> Any:
+def _cupy_graph(graph: _C.DeviceGraph, n: int, device: int) -> Any:
     import cupyx.scipy.sparse
 
     cupy = _cupy()

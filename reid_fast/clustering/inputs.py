@@ -1,4 +1,4 @@
-"""The border of the clustering functions: features of any float type become checked unit float32 rows."""
+"""The border of the clustering functions: features of any float type become checked, L2-normalised rows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ Features: TypeAlias = "Tensor | np.ndarray"
 _UNIT = 1e-5
 
 
-def unit_rows(features: Features) -> Tensor:
-    """Unit rows of `features`, float32, C-contiguous, on their device; no copy where they are that already.
+def normalised_rows(features: Features) -> Tensor:
+    """`features` as L2-normalised rows, float32, C-contiguous, on their device; no copy where they are that already.
 
     Args:
         features: [N, D], any float type, any strides, NumPy or torch.
+
+    Returns:
+        [N, D], without a gradient.
 
     Raises:
         TypeError: not an array or a tensor of floats.

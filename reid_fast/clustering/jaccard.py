@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reid_fast import _C
 from reid_fast.clustering import cupy_graph
-from reid_fast.clustering.inputs import Features, clip_k, unit_rows
+from reid_fast.clustering.inputs import Features, clip_k, normalised_rows
 from reid_fast.clustering.knn import knn
 
 Neighbours = tuple[Features, Features]
@@ -85,14 +85,14 @@ def jaccard_graph_ref(
 def _prepare(
     features: Features, k1: int, k2: int, max_distance: float, neighbours: Neighbours | None
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Unit rows, the ranking [N, K] int32 and its cosines [N, K] float32 beside them, and the clipped k2."""
+    """L2-normalised rows, the ranking [N, K] int32 and its cosines [N, K] float32 beside them, and the clipped k2."""
     if k1 < 1:
         raise ValueError(f"k1 must be at least 1, not {k1}")
     if not 1 <= k2 <= k1:
         raise ValueError(f"k2 must lie in 1..k1 = {k1}, not {k2}")
     if not 0 <= max_distance < 1:
         raise ValueError(f"max_distance must lie in [0, 1), not {max_distance}")
-    rows = unit_rows(features)
+    rows = normalised_rows(features)
     k1 = clip_k(k1, len(rows), "k1")
     index, similarity = _fitting(knn(rows, k1) if neighbours is None else neighbours, rows, k1)
     return rows, index, similarity, min(k2, k1)

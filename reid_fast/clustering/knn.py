@@ -1,6 +1,8 @@
-"""Exact nearest neighbours of unit features among themselves (Zhong et al., CVPR 2017, the first step)."""
+"""Exact nearest neighbours of L2-normalised rows among themselves (Zhong et al., CVPR 2017, the first step)."""
 
 from __future__ import annotations
+
+from typing import overload
 
 import numpy as np
 import torch
@@ -8,24 +10,31 @@ import torch.distributed as dist
 from torch import Tensor
 
 from reid_fast import _C
-from reid_fast.clustering.inputs import Features, clip_k, unit_rows
+from reid_fast.clustering.inputs import Features, clip_k, normalised_rows
 
 # Products held at once by a search in blocks: half a gigabyte.
 _BLOCK_PRODUCTS = 1 << 27
 
 
-def knn(features: Features, k: int) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
+@overload
+def knn(features: Tensor, k: int, *, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]: ...
+@overload
+def knn(features: np.ndarray, k: int, *, group: dist.ProcessGroup | None = None) -> tuple[np.ndarray, np.ndarray]: ...
+def knn(
+    features: Features, k: int, *, group: dist.ProcessGroup | None = None
+) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
     """The k most similar rows of each row by cosine, exact.
 
     On the CPU one compiled pass forms the products and selects from them: in bf16 where the processor
     multiplies it (fp32 elsewhere), each product used for its row and its column, and everything that the
     rounding error bound cannot exclude settled by an fp32 dot product. Memory: half the features' size (all
-    of it in fp32) and 32·K bytes a row. On a GPU, fp32 products in blocks of rows. When `torch.distributed`
-    runs, every rank calls this with the same features, searches its share of the rows, and gets them all.
+    of it in fp32) and 32·K bytes a row. On a GPU, fp32 products in blocks of rows.
 
     Args:
         features: [N, D], any float type, strides and device; rows are divided by their norm here.
         k: neighbours of a row, itself included; more than N is clipped to N with a warning.
+        group: processes that share the search, each a part of the rows: all of them call this with the same features,
+            and all get all rows. Without a group the caller searches alone, whatever processes there are.
 
     Returns:
         index [N, K] int32 and similarity [N, K] float32, most similar first (the lower index on ties), the
@@ -34,18 +43,15 @@ def knn(features: Features, k: int) -> tuple[Tensor, Tensor] | tuple[np.ndarray,
     Raises:
         ValueError: k < 1, or a feature row that is zero or not finite (named).
     """
-    rows = unit_rows(features)
+    rows = normalised_rows(features)
     k = clip_k(k, len(rows), "k")
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        index, similarity = _sharded(rows, k)
-    else:
-        index, similarity = _search(rows, k, 0, len(rows))
+    index, similarity = _search(rows, k, 0, len(rows)) if group is None else _shared_search(rows, k, group)
     return (index, similarity) if isinstance(features, Tensor) else (index.numpy(), similarity.numpy())
 
 
 def knn_ref(features: Features, k: int) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
     """`knn` in plain PyTorch: blocks of rows, never an N×N array; the order of ties is torch's."""
-    rows = unit_rows(features)
+    rows = normalised_rows(features)
     k = clip_k(k, len(rows), "k")
     index, similarity = _search_in_blocks(rows, k, 0, len(rows))
     return (index, similarity) if isinstance(features, Tensor) else (index.numpy(), similarity.numpy())
@@ -84,17 +90,17 @@ def _fp32_products(left: Tensor, right: Tensor) -> Tensor:
         torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
-def _sharded(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Each rank searches an equal share of the rows, the last perhaps less, and all gather all shares."""
-    share = -(-len(rows) // dist.get_world_size())
-    begin = min(dist.get_rank() * share, len(rows))
-    parts = _search(rows, k, begin, min(begin + share, len(rows)))
-    return tuple(_gather_rows(part, share)[: len(rows)] for part in parts)
+def _shared_search(rows: Tensor, k: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    """Each process searches an equal share of the rows, the last perhaps less, and all gather all shares."""
+    share = -(-len(rows) // group.size())
+    begin = min(group.rank() * share, len(rows))
+    index, similarity = _search(rows, k, begin, min(begin + share, len(rows)))
+    return _gathered(index, share, group)[: len(rows)], _gathered(similarity, share, group)[: len(rows)]
 
 
-def _gather_rows(part: Tensor, share: int) -> Tensor:
+def _gathered(part: Tensor, share: int, group: dist.ProcessGroup) -> Tensor:
     padded = part.new_zeros(share, part.shape[1])
     padded[: len(part)] = part
-    gathered = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, padded)
-    return torch.cat(gathered)
+    parts = [torch.empty_like(padded) for _ in range(group.size())]
+    dist.all_gather(parts, padded, group)
+    return torch.cat(parts)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 
-from reid_fast.clustering.inputs import Features, clip_k, unit_rows
+from reid_fast.clustering.inputs import Features, clip_k, normalised_rows
 from reid_fast.errors import UserError
 
 # Beyond the k asked for: a row itself, which may come back anywhere or not at all.
@@ -20,7 +22,7 @@ def knn_ivf(
     sample: int = 512,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """The k nearest rows of each row within its `probes` nearest lists, and the share of the true ones found.
+    """The k nearest rows of each row among its `probes` nearest lists, and the share of the true ones found.
 
     Args:
         features: [N, D], any float type and strides; rows are divided by their norm here.
@@ -39,7 +41,7 @@ def knn_ivf(
         ValueError: k < 1, or a feature row that is zero or not finite (named).
     """
     faiss = _faiss()
-    rows = np.ascontiguousarray(unit_rows(features).cpu().numpy())
+    rows = np.ascontiguousarray(normalised_rows(features).cpu().numpy())
     n, width = rows.shape
     k = clip_k(k, n, "k")
     lists = min(n, lists or max(1, int(4 * n**0.5)))
@@ -48,20 +50,21 @@ def knn_ivf(
     search.train(rows)
     search.add(rows)
     search.nprobe = min(probes, lists)
-    similarity, index = _self_first(*search.search(rows, min(k + _SPARE, n)), np.arange(n), k)
+    wanted = min(k + _SPARE, n)
+    similarity, index = _self_first(search.search(rows, wanted), np.arange(n), k)
 
     exact = faiss.IndexFlatIP(width)
     exact.add(rows)
     short = np.flatnonzero((index < 0).any(axis=1))
     if len(short):
-        similarity[short], index[short] = _self_first(*exact.search(rows[short], min(k + _SPARE, n)), short, k)
+        similarity[short], index[short] = _self_first(exact.search(rows[short], wanted), short, k)
     tested = np.random.default_rng(seed).choice(n, min(sample, n), replace=False)
-    _, truth = _self_first(*exact.search(rows[tested], min(k + _SPARE, n)), tested, k)
+    _, truth = _self_first(exact.search(rows[tested], wanted), tested, k)
     found = [len(np.intersect1d(a, b)) for a, b in zip(index[tested], truth, strict=True)]
     return index.astype(np.int32), similarity, float(np.mean(found) / k)
 
 
-def _faiss() -> object:
+def _faiss() -> ModuleType:
     try:
         import faiss
     except ImportError:
@@ -69,10 +72,11 @@ def _faiss() -> object:
     return faiss
 
 
-def _self_first(similarity: np.ndarray, index: np.ndarray, own: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's own entry moved, or put, into column 0; the rest keeps its order; cut to k columns."""
+def _self_first(found: tuple[np.ndarray, np.ndarray], own: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's own entry moved, or put, into column 0; the rest stays in sequence; cut to k columns."""
+    similarity, index = found
     others = index != own[:, None]
-    order = np.argsort(~others, axis=1, kind="stable")[:, : k - 1]
-    index = np.concatenate([own[:, None], np.take_along_axis(index, order, 1)], axis=1)
-    similarity = np.concatenate([np.ones((len(own), 1), np.float32), np.take_along_axis(similarity, order, 1)], axis=1)
+    column = np.argsort(~others, axis=1, kind="stable")[:, : k - 1]
+    index = np.concatenate([own[:, None], np.take_along_axis(index, column, 1)], axis=1)
+    similarity = np.concatenate([np.ones((len(own), 1), np.float32), np.take_along_axis(similarity, column, 1)], axis=1)
     return similarity, index

@@ -19,8 +19,8 @@ def outliers_apart(labels: np.ndarray) -> np.ndarray:
     return labels
 
 
-def radii(eps: float, gap: float) -> tuple[float, float, float]:
-    """The radii of the three clusterings that are compared: (eps, tight, loose).
+def compared_eps(eps: float, gap: float) -> tuple[float, float, float]:
+    """The eps of the three clusterings that are compared: (eps, tight, loose).
 
     Raises:
         UserError: one of them is no Jaccard distance.
@@ -102,11 +102,12 @@ def refine(
     split = same ^ (tight[row] == tight[graph.indices])
 
     size = np.bincount(labels)[labels]
-    within = np.bincount(labels, _distance_sum(row, graph.data, same, size))
-    cluster_distance = within / np.maximum(np.bincount(labels), 1) ** 2
+    intra = np.bincount(labels, _distance_sum(row, graph.data, same, size))
+    cluster_distance = intra / np.maximum(np.bincount(labels), 1) ** 2
 
     crossing = size + np.bincount(tight)[tight] - 2 * shared_counts(labels, tight)
     cross = _distance_sum(row, graph.data, split, crossing)
+    tight_distance: np.ndarray
     if norm == "reference":
         tight_distance = np.bincount(tight, cross / np.maximum(crossing, 1) ** 2)
     else:

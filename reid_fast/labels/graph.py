@@ -10,6 +10,7 @@ from torch import Tensor
 
 from reid_fast import clustering
 from reid_fast.clock import Clock
+from reid_fast.clustering.jaccard import Neighbours
 
 
 def jaccard_graph(
@@ -25,7 +26,7 @@ def jaccard_graph(
     """The neighbours, then the k-reciprocal Jaccard graph up to `max_distance` (see `reid_fast.jaccard_graph`).
 
     Args:
-        features: [N, D] unit rows.
+        features: [N, D] L2-normalised rows.
         k1, k2, max_distance: as in `reid_fast.jaccard_graph`.
         clock: gets the stages "knn" and "jaccard".
         search: all neighbours, or approximate ones, for millions of images.
@@ -34,7 +35,8 @@ def jaccard_graph(
     k = min(k1, len(features))
     with clock.stage("knn"):
         if search == "ivf":
-            *neighbours, recall = clustering.knn_ivf(features, k)
+            index, similarity, recall = clustering.knn_ivf(features, k)
+            neighbours: Neighbours = index, similarity
             say(f"approximate neighbours: {recall:.1%} of the true ones found")
         else:
             neighbours = clustering.knn(features, k)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from reid_fast import clustering
 from reid_fast.config import Count, CountOrZero, NotNegative
 from reid_fast.data.images import Batch, View
-from reid_fast.labels.agree import radii, refine
+from reid_fast.labels.agree import compared_eps, refine
 from reid_fast.memories import InstanceMemory
 from reid_fast.methods.base import Extract, Method
 from reid_fast.methods.settings import InstanceSettings
@@ -75,7 +75,7 @@ class AsymmetricContrast(Method):
 
     def build(self) -> None:
         super().build()
-        self.radii = radii(self.config.eps, self.config.eps_gap)[:2]
+        self.compared_eps = compared_eps(self.config.eps, self.config.eps_gap)[:2]
         self.grey_encoder = self.new_encoder()
         self.predictor = Predictor(self.encoder.width, self.config.bn_group)
         self.colour = InstanceMemory(self.encoder.width)
@@ -103,7 +103,7 @@ class AsymmetricContrast(Method):
     def assign_labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:
         """Clusters, refined by a tighter clustering: every image gets a class."""
         config = self.config
-        labels, tight = (clustering.dbscan(graph, eps, config.min_samples) for eps in self.radii)
+        labels, tight = (clustering.dbscan(graph, eps, config.min_samples) for eps in self.compared_eps)
         return refine(labels, tight, graph, config.refine_ratio, config.refine_norm)
 
     def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:

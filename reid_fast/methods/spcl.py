@@ -18,7 +18,7 @@ from torch import Tensor
 from reid_fast import clustering
 from reid_fast.config import Count, CountOrZero
 from reid_fast.data.images import Batch
-from reid_fast.labels.agree import radii, self_paced
+from reid_fast.labels.agree import compared_eps, self_paced
 from reid_fast.memories import InstanceMemory
 from reid_fast.methods.base import Extract, Method
 from reid_fast.methods.settings import InstanceSettings, SourceSettings
@@ -47,14 +47,14 @@ class SelfPacedContrast(Method):
 
     def build(self) -> None:
         super().build()
-        self.radii = radii(self.config.eps, self.config.eps_gap)
+        self.compared_eps = compared_eps(self.config.eps, self.config.eps_gap)
         self.memory = InstanceMemory(self.encoder.width)
         # Of the independence criterion: set in the first epoch, kept for the whole run.
         self.threshold: Tensor
         self.register_buffer("threshold", torch.tensor(torch.nan, dtype=torch.float64))
 
     def max_distance(self, epoch: int) -> float:
-        return max(self.radii)
+        return max(self.compared_eps)
 
     def extract_features(self, extract: Extract) -> Tensor:
         """The target's rows of the memory, which the first epoch fills from the initial encoder.
@@ -67,7 +67,7 @@ class SelfPacedContrast(Method):
 
     def assign_labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:
         """Clusters at three eps, then the reliability criteria: every image gets a class."""
-        labels, tight, loose = (clustering.dbscan(graph, eps, self.config.min_samples) for eps in self.radii)
+        labels, tight, loose = (clustering.dbscan(graph, eps, self.config.min_samples) for eps in self.compared_eps)
         threshold = None if self.threshold.isnan() else self.threshold.item()
         labels, threshold = self_paced(labels, tight, loose, threshold)
         self.threshold.fill_(threshold)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -154,9 +155,23 @@ def test_the_extension_checks_for_itself():
             _C.knn(wrong, 3, 0, 20)
 
 
-def search_on_rank(rank, rows, path):
-    torch.distributed.init_process_group("gloo", f"file://{path}/rendezvous", rank=rank, world_size=2)
-    torch.save(reid_fast.knn(rows, 9), f"{path}/{rank}.pt")
+def join(rank, folder):
+    # Soon enough for a search that waits for the others to fail here and not to hang.
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=20)
+    )
+
+
+def search_on_every_rank(rank, rows, folder):
+    join(rank, folder)
+    torch.save(reid_fast.knn(rows, 9, group=torch.distributed.group.WORLD), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def search_on_the_first_rank(rank, rows, folder):
+    join(rank, folder)
+    if rank == 0:
+        torch.save(reid_fast.knn(rows, 9), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -164,11 +179,18 @@ def search_on_rank(rank, rows, path):
 @pytest.mark.filterwarnings("ignore:k = 9 neighbours")
 def test_two_ranks_find_what_one_finds(tmp_path, n):
     rows = torch.from_numpy(planted(n, 24))
-    mp.spawn(search_on_rank, (rows, tmp_path), nprocs=2)
+    mp.spawn(search_on_every_rank, (rows, tmp_path), nprocs=2)
     alone = reid_fast.knn(rows, 9)
     for rank in range(2):
         for whole, found in zip(alone, torch.load(tmp_path / f"{rank}.pt"), strict=True):
             assert torch.equal(whole, found)
+
+
+def test_without_a_group_one_rank_searches_alone(tmp_path):
+    rows = torch.from_numpy(planted(333, 24))
+    mp.spawn(search_on_the_first_rank, (rows, tmp_path), nprocs=2)
+    for expected, found in zip(reid_fast.knn(rows, 9), torch.load(tmp_path / "0.pt"), strict=True):
+        assert torch.equal(expected, found)
 
 
 def test_ctrl_c_stops_a_search():
