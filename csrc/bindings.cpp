@@ -52,7 +52,7 @@ py::array_t<T> to_numpy(Array<T> array, std::vector<py::ssize_t> shape) {
   return py::array_t<T>(std::move(shape), data, owner);
 }
 
-py::tuple to_csr(SparseRows rows) {
+py::tuple to_csr(Csr rows) {
   const py::ssize_t n = rows.start.size - 1, entries = rows.index.size;
   return py::make_tuple(to_numpy(std::move(rows.start), {n + 1}), to_numpy(std::move(rows.index), {entries}),
                         to_numpy(std::move(rows.value), {entries}));
@@ -93,15 +93,7 @@ py::tuple py_jaccard_graph(const CArray<float>& rows, const CArray<int32_t>& ind
   require(0 <= max_distance && max_distance < 1, "max_distance must lie in [0, 1)");
   const std::string fault = without_gil([&](const Run& run) { return fault_of(ranking, run); });
   require(fault.empty(), "neighbours: " + fault);
-  SparseRows graph = without_gil([&](const Run& run) {
-    const Order order = locality_order(ranking);
-    Neighbours placed = by_place(ranking, order, run);
-    const Ranking local{placed.index.begin(), placed.similarity.begin(), ranking.n, ranking.k};
-    PlacedRows weights = expansion_weights(features, local, order, run);
-    if (k2 > 1) weights = query_expansion(weights, local, k2, order, run);
-    placed = {};
-    return threshold_graph(std::move(weights), max_distance, order, run);
-  });
+  Csr graph = without_gil([&](const Run& run) { return jaccard_graph(features, ranking, k2, max_distance, run); });
   return to_csr(std::move(graph));
 }
 
@@ -129,8 +121,8 @@ py::array_t<int64_t> py_dbscan(const CArray<Offset>& start, const CArray<Index>&
 
 template <class Offset, class Index, class Value>
 void bind_dbscan(py::module_& module) {
-  module.def("dbscan", &py_dbscan<Offset, Index, Value>, py::arg("indptr").noconvert(),
-             py::arg("indices").noconvert(), py::arg("data").noconvert(), py::arg("eps"), py::arg("min_samples"));
+  module.def("dbscan", &py_dbscan<Offset, Index, Value>, py::arg("indptr").noconvert(), py::arg("indices").noconvert(),
+             py::arg("data").noconvert(), py::arg("eps"), py::arg("min_samples"));
 }
 
 #ifdef REID_WITH_CUDA
@@ -192,7 +184,7 @@ void bind_cuda(py::module_& module) {
 
 PYBIND11_MODULE(_C, module) {
   using namespace reid_fast;
-  module.doc() = "Compiled clustering stages; called through reid_fast.ops.";
+  module.doc() = "Compiled clustering stages; called through reid_fast.clustering.";
 #ifdef REID_WITH_CUDA
   module.attr("cuda") = true;
   bind_cuda(module);

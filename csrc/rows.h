@@ -56,9 +56,7 @@ REID_HOST_DEVICE void reciprocal_sets(const int32_t* ranking, int columns, int64
 }
 
 // Longest possible expansion of a row.
-REID_HOST_DEVICE int expansion_bound(const Sets& full, const Sets& half) {
-  return full.stride * (1 + half.stride);
-}
+REID_HOST_DEVICE int expansion_bound(const Sets& full, const Sets& half) { return full.stride * (1 + half.stride); }
 
 // Which rows an expansion holds so far, found by looking through them: needs no memory of its own.
 struct Scan {

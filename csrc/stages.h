@@ -1,5 +1,6 @@
 // The contract of the clustering stages: features -> neighbours -> rows of weights -> Jaccard graph -> labels.
-// Shapes: N images, D feature width, K neighbours. Source: Zhong et al., CVPR 2017, as the published code has it.
+// Shapes: N images, D feature width, K neighbours. Source: Zhong et al., CVPR 2017, as the published code has it; its
+// seven steps, numbered here and below, are listed in docs/clustering.md.
 #pragma once
 
 #include <sys/mman.h>
@@ -15,7 +16,7 @@
 
 namespace reid_fast {
 
-// Unit rows [N, D], C order.
+// L2-normalised rows [N, D], C order.
 struct Features {
   const float* data;
   int64_t n;
@@ -68,24 +69,25 @@ struct Array {
   const T& operator[](int64_t i) const { return data[i]; }
 };
 
-// A sparse matrix in CSR form; 64-bit offsets, for N·K can pass 2^31.
-struct SparseRows {
+// A sparse matrix by rows (CSR); 64-bit offsets, for N·K can pass 2^31.
+struct Csr {
   Array<int64_t> start;  // [N + 1]
   Array<int32_t> index;
   Array<float> value;
 };
 
-// A permutation: the row at each place. Stages go by places, where neighbours lie near each other and so in the caches;
-// sums still run by ascending row, so places decide the speed and not the result.
-using Order = Array<int32_t>;
+// The row at each position. Stages go through the permuted rows, where neighbours lie near each other and so in the
+// caches; sums still run by ascending row, so the permutation decides the speed and not the result.
+using Permutation = Array<int32_t>;
 
 struct Entry {
   int32_t index;
   float value;
 };
 
-// Sparse rows by place whose entries name places. A block of rows is filled by one thread and stays where that put it.
-struct PlacedRows {
+// Permuted sparse rows, whose entries name positions. A block of rows is filled by one thread and stays where that put
+// it.
+struct PermutedRows {
   static constexpr int64_t kBlock = 256;
 
   struct Block {
@@ -104,11 +106,11 @@ struct PlacedRows {
   std::vector<Block> blocks;
   std::vector<Array<Entry>> memory;  // of the blocks
 
-  explicit PlacedRows(int64_t n) : blocks((n + kBlock - 1) / kBlock) {}
-  Row row(int64_t place) const {
-    const Block& block = blocks[place / kBlock];
-    const int64_t within = place % kBlock;
-    return {block.entry + (within > 0 ? block.end[within - 1] : 0), block.entry + block.end[within]};
+  explicit PermutedRows(int64_t n) : blocks((n + kBlock - 1) / kBlock) {}
+  Row row(int64_t position) const {
+    const Block& block = blocks[position / kBlock];
+    const int64_t t = position % kBlock;
+    return {block.entry + (t > 0 ? block.end[t - 1] : 0), block.entry + block.end[t]};
   }
 };
 
@@ -130,7 +132,7 @@ struct Interrupted : std::runtime_error {
 // Names of the similarity kernels this processor can run, fastest first.
 std::vector<std::string> similarity_kernels();
 
-// Rows [begin, end) of the exact kNN by (similarity descending, index ascending), the row itself first.
+// Step 1: rows [begin, end) of the exact kNN by (similarity descending, index ascending), the row itself first.
 Neighbours knn(const Features& features, int k, int64_t begin, int64_t end, const std::string& kernel, const Run& run);
 
 // An empty text, or what is wrong with the first bad row: out of range, not itself first, a neighbour twice, no cosine.
@@ -138,22 +140,26 @@ Neighbours knn(const Features& features, int k, int64_t begin, int64_t end, cons
 std::string fault_of(const Ranking& ranking, const Run& run);
 
 // Rows next to their neighbours: depth first along the ranking, nearest first.
-Order locality_order(const Ranking& ranking);
+Permutation locality_permutation(const Ranking& ranking);
 
-// The ranking by place: its rows in the given order, naming places.
-Neighbours by_place(const Ranking& ranking, const Order& order, const Run& run);
+// The permuted ranking: its rows in that sequence, naming positions.
+Neighbours permute(const Ranking& ranking, const Permutation& permutation, const Run& run);
 
-// V: k-reciprocal sets, expanded, with softmax weights of the cosines (steps 3 to 5). `ranking` is by place, and the
+// Steps 2 to 5. V: k-reciprocal sets, expanded, with softmax weights of the cosines. `ranking` is permuted, and the
 // entries of each row of the result ascend by the rows that they name; so do those of W.
-PlacedRows expansion_weights(const Features& features, const Ranking& ranking, const Order& order, const Run& run);
+PermutedRows expansion_weights(const Features& features, const Ranking& ranking, const Permutation& permutation,
+                               const Run& run);
 
-// W_i: the mean of the rows V_j over the first k2 of ranking i (step 6). `ranking` is by place.
-PlacedRows query_expansion(const PlacedRows& weights, const Ranking& ranking, int k2, const Order& order,
-                           const Run& run);
+// Step 6. W_i: the mean of the rows V_j over the first k2 of ranking i. `ranking` is permuted.
+PermutedRows query_expansion(const PermutedRows& weights, const Ranking& ranking, int k2,
+                             const Permutation& permutation, const Run& run);
 
-// Every pair with 1 - s/(2 - s) <= max_distance, s = Σ_g min(W_ig, W_jg): symmetric, self included (step 7). By row
-// again, indices ascending.
-SparseRows threshold_graph(PlacedRows weights, float max_distance, const Order& order, const Run& run);
+// Step 7: every pair with 1 - s/(2 - s) <= max_distance, s = Σ_g min(W_ig, W_jg): symmetric, self included. In the
+// caller's sequence again, indices ascending.
+Csr threshold_graph(PermutedRows weights, float max_distance, const Permutation& permutation, const Run& run);
+
+// Steps 2 to 7, one stage after another: the graph of a sound ranking.
+Csr jaccard_graph(const Features& features, const Ranking& ranking, int k2, float max_distance, const Run& run);
 
 // A symmetric distance graph as its owner stores it.
 template <class Offset, class Index, class Value>

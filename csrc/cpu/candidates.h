@@ -100,9 +100,7 @@ class Candidates {
 
   Scored* entries(int64_t i) { return entry_.begin() + (i - begin_) * capacity_; }
 
-  Scored scored(int64_t i, int32_t j) const {
-    return {dot(features_.row(i), features_.row(j), features_.width), j};
-  }
+  Scored scored(int64_t i, int32_t j) const { return {dot(features_.row(i), features_.row(j), features_.width), j}; }
 
   // Returns the floor of what may still be among the k best.
   float make_room(int64_t i, Row& row) {

@@ -10,14 +10,14 @@ namespace {
 
 constexpr int64_t kBlock = 256;
 
-// Sparse rows by place, end to end.
+// Permuted sparse rows, end to end.
 struct JoinedRows {
   Array<int64_t> start;  // [N + 1]
   Array<Entry> entry;
 };
 
-// Rows from entries that come in any order: `for_each(put)` calls put(row, entry) for all of them, the same way each
-// time. Every thread goes through all and keeps those of its own range of rows, so their order is fixed.
+// Rows from entries that come in any sequence: `for_each(put)` calls put(row, entry) for all of them, the same way each
+// time. Every thread goes through all and keeps those of its own range of rows, so their sequence is fixed.
 template <class ForEach>
 JoinedRows gather(int64_t n, const Run& run, ForEach for_each) {
   const int64_t range = (n + run.threads - 1) / run.threads;
@@ -46,8 +46,8 @@ JoinedRows gather(int64_t n, const Run& run, ForEach for_each) {
   return rows;
 }
 
-// Column g of W: the rows that hold g, ascending by place.
-JoinedRows inverted(const PlacedRows& rows, int64_t n, const Run& run) {
+// Column g of W: the rows that hold g, ascending by position.
+JoinedRows inverted(const PermutedRows& rows, int64_t n, const Run& run) {
   return gather(n, run, [&](auto put) {
     for (int64_t i = 0; i < n; ++i) {
       for (const Entry& entry : rows.row(i)) put(entry.index, Entry{static_cast<int32_t>(i), entry.value});
@@ -55,9 +55,9 @@ JoinedRows inverted(const PlacedRows& rows, int64_t n, const Run& run) {
   });
 }
 
-// Row i holds its neighbours j < i, unsorted. Their sums Σ_g min(W_ig, W_jg) grow all at once, in the order of row i's
-// entries: the ascending g that row j has too.
-PlacedRows lower_triangle(const PlacedRows& rows, int64_t n, float max_distance, const Run& run) {
+// Row i holds its neighbours j < i, unsorted. Their sums Σ_g min(W_ig, W_jg) grow all at once, in the sequence of row
+// i's entries: the ascending g that row j has too.
+PermutedRows lower_triangle(const PermutedRows& rows, int64_t n, float max_distance, const Run& run) {
   const JoinedRows columns = inverted(rows, n, run);
   return fill_rows(n, run, [&] {
     return [&, sums = Sums(n)](int64_t i, std::vector<Entry>& entries) mutable {
@@ -75,7 +75,7 @@ PlacedRows lower_triangle(const PlacedRows& rows, int64_t n, float max_distance,
 }
 
 // Lower triangle, zero diagonal, and the lower triangle's mirror.
-JoinedRows symmetric(const PlacedRows& lower, int64_t n, const Run& run) {
+JoinedRows symmetric(const PermutedRows& lower, int64_t n, const Run& run) {
   return gather(n, run, [&](auto put) {
     for (int64_t i = 0; i < n; ++i) {
       put(i, Entry{static_cast<int32_t>(i), 0.0f});
@@ -87,32 +87,33 @@ JoinedRows symmetric(const PlacedRows& lower, int64_t n, const Run& run) {
   });
 }
 
-// The rows back in the caller's order, naming rows, ascending. They lie anywhere in memory, so their offsets are asked
-// for ahead of their turn and, once these are there, their entries.
-SparseRows by_row(JoinedRows placed, const Order& order, const Run& run) {
-  const int64_t n = order.size;
-  SparseRows rows{Array<int64_t>(n + 1), Array<int32_t>(placed.entry.size), Array<float>(placed.entry.size)};
+// The rows back in the caller's sequence, naming rows, ascending. They lie anywhere in memory, so their offsets are
+// asked for ahead of their turn and, once these are there, their entries.
+Csr by_row(JoinedRows permuted, const Permutation& permutation, const Run& run) {
+  const int64_t n = permutation.size;
+  Csr rows{Array<int64_t>(n + 1), Array<int32_t>(permuted.entry.size), Array<float>(permuted.entry.size)};
   rows.start[0] = 0;
-  for (int64_t place = 0; place < n; ++place) {
-    rows.start[order[place] + 1] = placed.start[place + 1] - placed.start[place];
+  for (int64_t position = 0; position < n; ++position) {
+    rows.start[permutation[position] + 1] = permuted.start[position + 1] - permuted.start[position];
   }
   for (int64_t i = 0; i < n; ++i) rows.start[i + 1] += rows.start[i];
 
   parallel_blocks(n, kBlock, run, [&] {
     return [&, sort = RowSort()](int64_t begin, int64_t end) mutable {
-      for (int64_t place = begin; place < end; ++place) {
-        if (place + 2 * kAhead < n) prefetch(&rows.start[order[place + 2 * kAhead]], 1);
-        if (place + kAhead < n) {
-          const int64_t to = rows.start[order[place + kAhead]];
-          const int64_t size = placed.start[place + kAhead + 1] - placed.start[place + kAhead];
+      for (int64_t position = begin; position < end; ++position) {
+        if (position + 2 * kAhead < n) prefetch(&rows.start[permutation[position + 2 * kAhead]], 1);
+        if (position + kAhead < n) {
+          const int64_t to = rows.start[permutation[position + kAhead]];
+          const int64_t size = permuted.start[position + kAhead + 1] - permuted.start[position + kAhead];
           prefetch(&rows.index[to], size);
           prefetch(&rows.value[to], size);
         }
-        Entry* entries = &placed.entry[placed.start[place]];
-        const int64_t to = rows.start[order[place]], size = placed.start[place + 1] - placed.start[place];
-        sort(order, entries, size);
+        Entry* entries = &permuted.entry[permuted.start[position]];
+        const int64_t to = rows.start[permutation[position]];
+        const int64_t size = permuted.start[position + 1] - permuted.start[position];
+        sort(permutation, entries, size);
         for (int64_t t = 0; t < size; ++t) {
-          rows.index[to + t] = order[entries[t].index];
+          rows.index[to + t] = permutation[entries[t].index];
           rows.value[to + t] = entries[t].value;
         }
       }
@@ -123,10 +124,10 @@ SparseRows by_row(JoinedRows placed, const Order& order, const Run& run) {
 
 }  // namespace
 
-SparseRows threshold_graph(PlacedRows weights, float max_distance, const Order& order, const Run& run) {
-  const PlacedRows lower = lower_triangle(weights, order.size, max_distance, run);
-  weights = PlacedRows(0);
-  return by_row(symmetric(lower, order.size, run), order, run);
+Csr threshold_graph(PermutedRows weights, float max_distance, const Permutation& permutation, const Run& run) {
+  const PermutedRows lower = lower_triangle(weights, permutation.size, max_distance, run);
+  weights = PermutedRows(0);
+  return by_row(symmetric(lower, permutation.size, run), permutation, run);
 }
 
 }  // namespace reid_fast

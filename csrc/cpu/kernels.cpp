@@ -36,8 +36,8 @@ bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_support
 #ifdef REID_X86_BF16
 bool has_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
-__attribute__((target("avx512f,avx512bf16"))) void multiply_bf16(const uint32_t* a, const uint32_t* b,
-                                                                 int64_t steps, float* c) {
+__attribute__((target("avx512f,avx512bf16"))) void multiply_bf16(const uint32_t* a, const uint32_t* b, int64_t steps,
+                                                                 float* c) {
   constexpr int kRows = 8;
   for (int r = 0; r < kPanel; r += kRows) {
     __m512 sum[kRows][3];
@@ -63,8 +63,7 @@ __attribute__((target("avx512f,avx512bf16"))) void multiply_bf16(const uint32_t*
 
 #endif
 
-__attribute__((target("avx512f"))) void multiply_avx512(const uint32_t* a, const uint32_t* b, int64_t steps,
-                                                        float* c) {
+__attribute__((target("avx512f"))) void multiply_avx512(const uint32_t* a, const uint32_t* b, int64_t steps, float* c) {
   constexpr int kRows = 8;
   for (int r = 0; r < kPanel; r += kRows) {
     __m512 sum[kRows][3];

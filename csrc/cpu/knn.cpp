@@ -1,6 +1,6 @@
-// Exact kNN of unit rows among themselves. Packed products pick the candidates of a row: everything within twice a
-// proven error bound of the k-th best product. The fp32 `dot` settles them. Products are symmetric, so a panel pair
-// serves both its rows and its columns.
+// Exact kNN of L2-normalised rows among themselves. Packed products pick the candidates of a row: everything within
+// twice a proven error bound of the k-th best product. The fp32 `dot` settles them. Products are symmetric, so a panel
+// pair serves both its rows and its columns.
 #include "cpu/candidates.h"
 #include "cpu/dot.h"
 #include "cpu/panels.h"

@@ -93,22 +93,22 @@ class Shelf {
   int64_t room_ = 0;
 };
 
-// `make_worker()` gives each thread a callable (place, entries) that appends the entries of one row.
+// `make_worker()` gives each thread a callable (position, entries) that appends the entries of one row.
 template <class MakeWorker>
-PlacedRows fill_rows(int64_t n, const Run& run, MakeWorker make_worker) {
+PermutedRows fill_rows(int64_t n, const Run& run, MakeWorker make_worker) {
   constexpr int64_t kEntries = 32;     // of a row, about
   constexpr int64_t kPiece = 1 << 19;  // 4 MiB, enough for huge pages
   const int64_t piece = std::min(kPiece, kEntries * n / run.threads);
-  PlacedRows rows(n);
+  PermutedRows rows(n);
   std::mutex mutex;
-  parallel_blocks(n, PlacedRows::kBlock, run, [&] {
+  parallel_blocks(n, PermutedRows::kBlock, run, [&] {
     return [&, append_row = make_worker(), entries = std::vector<Entry>(), shelf = Shelf(rows.memory, mutex, piece)](
                int64_t begin, int64_t end) mutable {
-      PlacedRows::Block& block = rows.blocks[begin / PlacedRows::kBlock];
+      PermutedRows::Block& block = rows.blocks[begin / PermutedRows::kBlock];
       entries.clear();
-      for (int64_t place = begin; place < end; ++place) {
-        append_row(place, entries);
-        block.end[place - begin] = static_cast<int64_t>(entries.size());
+      for (int64_t position = begin; position < end; ++position) {
+        append_row(position, entries);
+        block.end[position - begin] = static_cast<int64_t>(entries.size());
       }
       block.entry = shelf.put(entries);
     };

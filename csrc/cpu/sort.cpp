@@ -26,14 +26,14 @@ REID_VECTOR_VARIANTS void rank_keys(const int32_t* key, int size, int32_t* rank)
 
 }  // namespace
 
-void RowSort::operator()(const Order& order, Entry* entries, int64_t size) {
+void RowSort::operator()(const Permutation& permutation, Entry* entries, int64_t size) {
   if (size > kLargestRanked) {
-    std::sort(entries, entries + size, [&](Entry a, Entry b) { return order[a.index] < order[b.index]; });
+    std::sort(entries, entries + size, [&](Entry a, Entry b) { return permutation[a.index] < permutation[b.index]; });
     return;
   }
   row_.resize(size + kLanes);
   rank_.resize(size + kLanes);
-  for (int64_t t = 0; t < size; ++t) row_[t] = order[entries[t].index];
+  for (int64_t t = 0; t < size; ++t) row_[t] = permutation[entries[t].index];
   rank_keys(row_.data(), static_cast<int>(size), rank_.data());
   copy_.assign(entries, entries + size);
   for (int64_t t = 0; t < size; ++t) entries[rank_[t]] = copy_[t];

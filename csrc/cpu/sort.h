@@ -5,10 +5,10 @@
 
 namespace reid_fast {
 
-// Sorts the entries of a row, which name different places, by the rows at these places.
+// Sorts the entries of a row, which name different positions, by the rows at these positions.
 class RowSort {
  public:
-  void operator()(const Order& order, Entry* entries, int64_t size);
+  void operator()(const Permutation& permutation, Entry* entries, int64_t size);
 
  private:
   // Scratch memory.

@@ -8,20 +8,20 @@
 
 namespace reid_fast {
 
-// Positive terms added by place, in a dense array that is all zero between rows.
+// Positive terms added by position, in a dense array that is all zero between rows.
 class Sums {
  public:
   explicit Sums(int64_t n) : sum_(n, 0.0f), touched_(n + 1) {}
 
-  void add(int32_t place, float term) {
+  void add(int32_t position, float term) {
     int32_t bits;  // all zero for a zero, which is quicker to see than in a float
-    std::memcpy(&bits, &sum_[place], sizeof bits);
-    touched_[count_] = place;
+    std::memcpy(&bits, &sum_[position], sizeof bits);
+    touched_[count_] = position;
     count_ += bits == 0;
-    sum_[place] += term;
+    sum_[position] += term;
   }
 
-  // take(place, sum) for every place that was added to, in the order of their first terms; zero again afterwards.
+  // take(position, sum) for every position that was added to, by their first terms; zero again afterwards.
   template <class Take>
   void drain(Take take) {
     for (int64_t t = 0; t < count_; ++t) {

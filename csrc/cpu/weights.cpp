@@ -1,5 +1,5 @@
-// Reciprocal sets, their expansion, the weights and the query expansion: steps 3 to 6 of the k-reciprocal distance (Zhong
-// et al., CVPR 2017).
+// Reciprocal sets, their expansion, the weights and the query expansion: steps 2 to 6 of the k-reciprocal distance
+// (Zhong et al., CVPR 2017).
 #include <cmath>
 
 #include "cpu/dot.h"
@@ -13,7 +13,7 @@ namespace reid_fast {
 namespace {
 
 constexpr int64_t kBlock = 256;
-constexpr float kLargestCosine = 1.001f;  // of unit rows, rounding included
+constexpr float kLargestCosine = 1.001f;  // of L2-normalised rows, rounding included
 
 struct OwnedSets {
   Array<int32_t> member, size;
@@ -48,11 +48,11 @@ class Marks {
 
 constexpr float kUnknown = 2;  // no cosine
 
-// The ranking already knows the cosine of (i, j) if either names the other. `known` is scratch for all places, all
+// The ranking already knows the cosine of (i, j) if either names the other. `known` is scratch for all positions, all
 // kUnknown between calls.
-REID_VECTOR_VARIANTS void append_affinities(const Features& features, const Ranking& ranking, const Order& order,
-                                            int64_t i, const int32_t* members, int size, float* known,
-                                            std::vector<Entry>& entries) {
+REID_VECTOR_VARIANTS void append_affinities(const Features& features, const Ranking& ranking,
+                                            const Permutation& permutation, int64_t i, const int32_t* members, int size,
+                                            float* known, std::vector<Entry>& entries) {
   const int32_t* neighbours = ranking.index + i * ranking.k;
   for (int t = 0; t < ranking.k; ++t) known[neighbours[t]] = ranking.similarity[i * ranking.k + t];
   for (int t = 0; t < size; ++t) {
@@ -61,7 +61,7 @@ REID_VECTOR_VARIANTS void append_affinities(const Features& features, const Rank
     if (cosine == kUnknown) {
       const int column = column_of(ranking.index, ranking.k, j, static_cast<int32_t>(i));
       cosine = column >= 0 ? ranking.similarity[j * ranking.k + column]
-                           : dot(features.row(order[i]), features.row(order[j]), features.width);
+                           : dot(features.row(permutation[i]), features.row(permutation[j]), features.width);
     }
     entries.push_back({members[t], affinity(cosine)});
   }
@@ -108,7 +108,8 @@ std::string fault_of(const Ranking& ranking, const Run& run) {
   return first < ranking.n ? fault_of_row(ranking, first) : "";
 }
 
-PlacedRows expansion_weights(const Features& features, const Ranking& ranking, const Order& order, const Run& run) {
+PermutedRows expansion_weights(const Features& features, const Ranking& ranking, const Permutation& permutation,
+                               const Run& run) {
   OwnedSets full_sets(ranking.n, ranking.k), half_sets(ranking.n, set_size(half_of(ranking.k), ranking.k));
   const Sets full = full_sets.view(), half = half_sets.view();
   parallel_blocks(ranking.n, kBlock, run, [&] {
@@ -116,12 +117,12 @@ PlacedRows expansion_weights(const Features& features, const Ranking& ranking, c
   });
   return fill_rows(ranking.n, run, [&] {
     return [&, marks = Marks(ranking.n), members = std::vector<int32_t>(expansion_bound(full, half)),
-            known = std::vector<float>(ranking.n, kUnknown), sort = RowSort()](
-               int64_t i, std::vector<Entry>& entries) mutable {
+            known = std::vector<float>(ranking.n, kUnknown),
+            sort = RowSort()](int64_t i, std::vector<Entry>& entries) mutable {
       const int size = expand(full, half, i, marks, members.data());
       const size_t first = entries.size();
-      append_affinities(features, ranking, order, i, members.data(), size, known.data(), entries);
-      sort(order, entries.data() + first, size);
+      append_affinities(features, ranking, permutation, i, members.data(), size, known.data(), entries);
+      sort(permutation, entries.data() + first, size);
       float total = 0;
       for (size_t t = first; t < entries.size(); ++t) total += entries[t].value;
       for (size_t t = first; t < entries.size(); ++t) entries[t].value /= total;
@@ -129,8 +130,8 @@ PlacedRows expansion_weights(const Features& features, const Ranking& ranking, c
   });
 }
 
-PlacedRows query_expansion(const PlacedRows& weights, const Ranking& ranking, int k2, const Order& order,
-                           const Run& run) {
+PermutedRows query_expansion(const PermutedRows& weights, const Ranking& ranking, int k2,
+                             const Permutation& permutation, const Run& run) {
   return fill_rows(ranking.n, run, [&] {
     return [&, sums = Sums(ranking.n), sort = RowSort()](int64_t i, std::vector<Entry>& entries) mutable {
       for (int t = 0; t < k2; ++t) {
@@ -138,7 +139,7 @@ PlacedRows query_expansion(const PlacedRows& weights, const Ranking& ranking, in
       }
       const size_t first = entries.size();
       sums.drain([&](int32_t g, float sum) { entries.push_back({g, sum / static_cast<float>(k2)}); });
-      sort(order, entries.data() + first, static_cast<int64_t>(entries.size() - first));
+      sort(permutation, entries.data() + first, static_cast<int64_t>(entries.size() - first));
     };
   });
 }

@@ -34,10 +34,10 @@ inline Rows allocate(DeviceArray<int64_t> start, cudaStream_t stream) {
   return {std::move(start), DeviceArray<int32_t>(entries, stream), DeviceArray<float>(entries, stream)};
 }
 
-// V: reciprocal sets, expanded, with softmax weights (steps 3 to 5).
+// Steps 2 to 5. V: reciprocal sets, expanded, with softmax weights.
 Rows expansion_weights(const Features& features, const Ranking& ranking, cudaStream_t stream);
 
-// W_i: the mean of the rows V_j over the first k2 of ranking i (step 6).
+// Step 6. W_i: the mean of the rows V_j over the first k2 of ranking i.
 Rows query_expansion(const Rows& weights, const Ranking& ranking, int k2, cudaStream_t stream);
 
 }  // namespace reid_fast::cuda

@@ -15,8 +15,7 @@ Rows inverted(const Rows& rows, int64_t n, cudaStream_t stream) {
   const View from(rows);
   DeviceArray<int64_t> lengths = zero_lengths(n, stream);
   auto* length = reinterpret_cast<unsigned long long*>(lengths.data());
-  for_each_row(rows.index.size(), stream,
-               [=] __device__(int64_t e) { atomicAdd(length + from.index[e] + 1, 1ull); });
+  for_each_row(rows.index.size(), stream, [=] __device__(int64_t e) { atomicAdd(length + from.index[e] + 1, 1ull); });
   Rows columns = allocate(std::move(lengths), stream);
   DeviceArray<int64_t> slots = zero_lengths(n, stream);
   auto* slot = reinterpret_cast<unsigned long long*>(slots.data());
@@ -146,8 +145,8 @@ class OwnedGraph : public DeviceGraph {
   const float* value() const override { return rows_.value.data(); }
   int64_t entries() const override { return rows_.index.size(); }
 
-  SparseRows to_host() const override {
-    SparseRows host{Array<int64_t>(rows_.start.size()), Array<int32_t>(entries()), Array<float>(entries())};
+  Csr to_host() const override {
+    Csr host{Array<int64_t>(rows_.start.size()), Array<int32_t>(entries()), Array<float>(entries())};
     rows_.start.copy_to_host(host.start.begin());
     rows_.index.copy_to_host(host.index.begin());
     rows_.value.copy_to_host(host.value.begin());

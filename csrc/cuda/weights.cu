@@ -1,4 +1,4 @@
-// Reciprocal sets, expansion, weights and query expansion on the device; sums run in the order of the CPU stages.
+// Reciprocal sets, expansion, weights and query expansion on the device; sums run in the sequence of the CPU stages.
 #include "cuda/device_rows.h"
 #include "rows.h"
 
@@ -37,12 +37,12 @@ void for_each_expansion(const Sets& full, const Sets& half, int64_t n, cudaStrea
   int32_t* members = scratch.data();
   for (int64_t first = 0; first < n; first += kChunk) {
     const int64_t count = n - first < kChunk ? n - first : kChunk;
-    for_each_row(count, stream, [=] __device__(int64_t place) {
+    for_each_row(count, stream, [=] __device__(int64_t t) {
       Scan scan;
-      int32_t* out = members + place * bound;
-      const int size = expand(full, half, first + place, scan, out);
+      int32_t* out = members + t * bound;
+      const int size = expand(full, half, first + t, scan, out);
       sort_set(out, size);
-      take(first + place, out, size);
+      take(first + t, out, size);
     });
   }
 }
@@ -134,8 +134,8 @@ Rows query_expansion(const Rows& weights, const Ranking& ranking, int k2, cudaSt
   DeviceArray<int64_t> lengths = zero_lengths(ranking.n, stream);
   int64_t* length = lengths.data();
   for_each_row(ranking.n, stream, [=] __device__(int64_t i) {
-    length[i + 1] = mean_of_rows(from.start, from.index, from.value, ranking.index + i * ranking.k, k2,
-                                 cursor + i * k2, nullptr, nullptr);
+    length[i + 1] = mean_of_rows(from.start, from.index, from.value, ranking.index + i * ranking.k, k2, cursor + i * k2,
+                                 nullptr, nullptr);
   });
   Rows rows = allocate(std::move(lengths), stream);
   const int64_t* start = rows.start.data();

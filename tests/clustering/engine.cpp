@@ -15,7 +15,7 @@ namespace {
 constexpr float kMaxDistance = 0.75f;
 const Run kThree{3, [] { return false; }};
 
-std::vector<float> unit_rows(int64_t n, int64_t width, int64_t distinct) {
+std::vector<float> normalised_rows(int64_t n, int64_t width, int64_t distinct) {
   std::vector<float> rows(n * width);
   for (int64_t i = 0; i < n; ++i) {
     double norm = 0;
@@ -28,44 +28,40 @@ std::vector<float> unit_rows(int64_t n, int64_t width, int64_t distinct) {
   return rows;
 }
 
-bool equal(const SparseRows& a, const SparseRows& b) {
+bool equal(const Csr& a, const Csr& b) {
   return a.start.size == b.start.size && a.index.size == b.index.size &&
          !std::memcmp(a.start.begin(), b.start.begin(), a.start.size * sizeof(int64_t)) &&
          !std::memcmp(a.index.begin(), b.index.begin(), a.index.size * sizeof(int32_t)) &&
          !std::memcmp(a.value.begin(), b.value.begin(), a.value.size * sizeof(float));
 }
 
-// A ranking laid out by place.
-struct Laid {
-  Order order;
-  Neighbours placed;
+// A permuted ranking.
+struct Permuted {
+  Permutation permutation;
+  Neighbours neighbours;
   Ranking ranking;
 
-  Laid(const Ranking& by_rows, const Run& run)
-      : order(locality_order(by_rows)),
-        placed(by_place(by_rows, order, run)),
-        ranking{placed.index.begin(), placed.similarity.begin(), by_rows.n, by_rows.k} {}
+  explicit Permuted(const Ranking& from)
+      : permutation(locality_permutation(from)),
+        neighbours(permute(from, permutation, kThree)),
+        ranking{neighbours.index.begin(), neighbours.similarity.begin(), from.n, from.k} {}
 };
 
-SparseRows graph_of(const Features& features, const Ranking& by_rows, int k2, const Run& run) {
-  const Laid laid(by_rows, run);
-  const PlacedRows weights = expansion_weights(features, laid.ranking, laid.order, run);
-  return threshold_graph(query_expansion(weights, laid.ranking, k2, laid.order, run), kMaxDistance, laid.order, run);
-}
-
-// The same rows in the caller's order.
-SparseRows by_row(const PlacedRows& placed, const Order& order) {
-  std::vector<int64_t> place_of(order.size);
-  for (int64_t place = 0; place < order.size; ++place) place_of[order[place]] = place;
-  SparseRows rows{Array<int64_t>(order.size + 1), {}, {}};
+// The same rows in the caller's sequence.
+Csr by_row(const PermutedRows& permuted, const Permutation& permutation) {
+  std::vector<int64_t> position_of(permutation.size);
+  for (int64_t position = 0; position < permutation.size; ++position) position_of[permutation[position]] = position;
+  Csr rows{Array<int64_t>(permutation.size + 1), {}, {}};
   rows.start[0] = 0;
-  for (int64_t i = 0; i < order.size; ++i) rows.start[i + 1] = rows.start[i] + placed.row(place_of[i]).size();
-  rows.index = Array<int32_t>(rows.start[order.size]);
-  rows.value = Array<float>(rows.start[order.size]);
-  for (int64_t i = 0; i < order.size; ++i) {
+  for (int64_t i = 0; i < permutation.size; ++i) {
+    rows.start[i + 1] = rows.start[i] + permuted.row(position_of[i]).size();
+  }
+  rows.index = Array<int32_t>(rows.start[permutation.size]);
+  rows.value = Array<float>(rows.start[permutation.size]);
+  for (int64_t i = 0; i < permutation.size; ++i) {
     int64_t e = rows.start[i];
-    for (const Entry& entry : placed.row(place_of[i])) {
-      rows.index[e] = order[entry.index];
+    for (const Entry& entry : permuted.row(position_of[i])) {
+      rows.index[e] = permutation[entry.index];
       rows.value[e++] = entry.value;
     }
     assert(std::is_sorted(rows.index.begin() + rows.start[i], rows.index.begin() + e));
@@ -74,7 +70,7 @@ SparseRows by_row(const PlacedRows& placed, const Order& order) {
 }
 
 // Σ_g min(W_ig, W_jg) by merging two rows.
-float shared_weight(const SparseRows& weights, int64_t i, int64_t j) {
+float shared_weight(const Csr& weights, int64_t i, int64_t j) {
   int64_t a = weights.start[i], b = weights.start[j];
   float shared = 0;
   while (a < weights.start[i + 1] && b < weights.start[j + 1]) {
@@ -87,7 +83,7 @@ float shared_weight(const SparseRows& weights, int64_t i, int64_t j) {
 }
 
 // The graph of the inverted index against one of pairs, bit for bit.
-void check_pairs(const SparseRows& weights, const SparseRows& graph, int64_t n) {
+void check_pairs(const Csr& weights, const Csr& graph, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     int64_t e = graph.start[i];
     for (int64_t j = 0; j < n; ++j) {
@@ -101,7 +97,7 @@ void check_pairs(const SparseRows& weights, const SparseRows& graph, int64_t n) 
 }
 
 // The expansions by `Scan`, which a GPU runs, against those of the CPU stage.
-void check_expansions(const Ranking& ranking, const SparseRows& weights) {
+void check_expansions(const Ranking& ranking, const Csr& weights) {
   const int k = ranking.k, half_size = set_size(half_of(k), k);
   std::vector<int32_t> full_member(ranking.n * k), half_member(ranking.n * half_size);
   std::vector<int32_t> full_length(ranking.n), half_length(ranking.n);
@@ -119,7 +115,7 @@ void check_expansions(const Ranking& ranking, const SparseRows& weights) {
 }
 
 void run_all(int64_t n, int64_t width, int64_t distinct, int k, int k2) {
-  const std::vector<float> rows = unit_rows(n, width, distinct);
+  const std::vector<float> rows = normalised_rows(n, width, distinct);
   const Features features{rows.data(), n, width};
   const Neighbours first = knn(features, k, 0, n, "portable", kThree);
   for (const std::string& kernel : similarity_kernels()) {
@@ -130,20 +126,20 @@ void run_all(int64_t n, int64_t width, int64_t distinct, int k, int k2) {
   }
   const Ranking ranking{first.index.begin(), first.similarity.begin(), n, k};
   assert(fault_of(ranking, kThree).empty());
-  const SparseRows graph = graph_of(features, ranking, k2, kThree);
-  assert(equal(graph, graph_of(features, ranking, k2, Run{1, kThree.interrupted})));
-  const Laid laid(ranking, kThree);
-  const PlacedRows weights = expansion_weights(features, laid.ranking, laid.order, kThree);
-  check_expansions(ranking, by_row(weights, laid.order));
-  const PlacedRows means = query_expansion(weights, laid.ranking, k2, laid.order, kThree);
-  check_pairs(by_row(means, laid.order), graph, n);
+  const Csr graph = jaccard_graph(features, ranking, k2, kMaxDistance, kThree);
+  assert(equal(graph, jaccard_graph(features, ranking, k2, kMaxDistance, Run{1, kThree.interrupted})));
+  const Permuted permuted(ranking);
+  const PermutedRows weights = expansion_weights(features, permuted.ranking, permuted.permutation, kThree);
+  check_expansions(ranking, by_row(weights, permuted.permutation));
+  const PermutedRows means = query_expansion(weights, permuted.ranking, k2, permuted.permutation, kThree);
+  check_pairs(by_row(means, permuted.permutation), graph, n);
   std::vector<int64_t> labels(n);
   dbscan(Graph<int64_t, int32_t, float>{graph.start.begin(), graph.index.begin(), graph.value.begin(), n}, 0.6f, 4,
          labels.data());
 }
 
 void stop_when_asked() {
-  const std::vector<float> rows = unit_rows(20000, 64, 20000);
+  const std::vector<float> rows = normalised_rows(20000, 64, 20000);
   bool stopped = false;
   try {
     knn({rows.data(), 20000, 64}, 30, 0, 20000, "portable", Run{2, [] { return true; }});
