@@ -15,6 +15,7 @@ test: check
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(shell find csrc -type f) tests/clustering/engine.cpp
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
