@@ -55,7 +55,7 @@ void dbscan(const Graph<int64_t, int32_t, float>& graph, float eps, int64_t min_
     }
   });
   for_each_row(graph.n, stream, [=] __device__(int64_t i) { number[i + 1] = core[i] && parent[i] == i; });
-  lengths_to_offsets(numbers, stream);
+  inclusive_sum(numbers, stream);
   for_each_row(graph.n, stream, [=] __device__(int64_t i) {
     labels[i] = core[i] ? number[root_of(parent, static_cast<int32_t>(i))] : -1;
   });

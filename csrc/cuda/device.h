@@ -1,4 +1,4 @@
-// Memory of one stream, kernels over rows, prefix sums: what the CUDA stages are written in.
+// Memory of one stream, kernels over rows, a prefix sum and a sort: what the CUDA stages are written in.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -72,38 +72,11 @@ void for_each_row(int64_t n, cudaStream_t stream, Body body) {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
-constexpr int kScanThreads = kWarp * kWarp;
+// values[i] becomes the sum of values[0..i].
+void inclusive_sum(const DeviceArray<int64_t>& values, cudaStream_t stream);
 
-__device__ inline int64_t warp_running_sum(int64_t value, int lane) {
-  for (int step = 1; step < kWarp; step *= 2) {
-    const int64_t below = __shfl_up_sync(kAllLanes, value, step);
-    if (lane >= step) value += below;
-  }
-  return value;
-}
-
-// One block walks the array: a few microseconds for every thousand rows, and nothing to allocate.
-static __global__ void running_sum(int64_t* values, int64_t n) {
-  __shared__ int64_t warp_end[kWarp];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  int64_t carry = 0;
-  for (int64_t first = 0; first < n; first += kScanThreads) {
-    const int64_t i = first + threadIdx.x;
-    const int64_t sum = warp_running_sum(i < n ? values[i] : 0, lane);
-    if (lane == kWarp - 1) warp_end[warp] = sum;
-    __syncthreads();
-    if (warp == 0) warp_end[lane] = warp_running_sum(warp_end[lane], lane);
-    __syncthreads();
-    if (i < n) values[i] = carry + sum + (warp > 0 ? warp_end[warp - 1] : 0);
-    carry += warp_end[kWarp - 1];
-    __syncthreads();
-  }
-}
-
-// start[i + 1] holds the length of row i; afterwards where it ends. start[0] must be 0.
-inline void lengths_to_offsets(const DeviceArray<int64_t>& start, cudaStream_t stream) {
-  running_sum<<<1, kScanThreads, 0, stream>>>(start.data(), start.size());
-  check(cudaGetLastError());
-}
+// Sorts the entries of each row, start[i] to start[i + 1], by their indices, which differ.
+void sort_rows(const DeviceArray<int64_t>& start, const DeviceArray<int32_t>& index, const DeviceArray<float>& value,
+               cudaStream_t stream);
 
 }  // namespace reid_fast::cuda

@@ -27,9 +27,9 @@ inline DeviceArray<int64_t> zero_lengths(int64_t n, cudaStream_t stream) {
   return start;
 }
 
-// Turns lengths into offsets and makes room for the entries.
+// Turns the lengths of rows i, at start[i + 1] behind a zero, into offsets and makes room for the entries.
 inline Rows allocate(DeviceArray<int64_t> start, cudaStream_t stream) {
-  lengths_to_offsets(start, stream);
+  inclusive_sum(start, stream);
   const int64_t entries = start.at(start.size() - 1);
   return {std::move(start), DeviceArray<int32_t>(entries, stream), DeviceArray<float>(entries, stream)};
 }

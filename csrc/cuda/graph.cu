@@ -88,31 +88,6 @@ __global__ void near_rows(View rows, View columns, int64_t n, float max_distance
   }
 }
 
-// Shell sort of each row by index.
-void sort_rows(Rows& rows, int64_t n, cudaStream_t stream) {
-  const int64_t* start = rows.start.data();
-  int32_t* index = rows.index.data();
-  float* value = rows.value.data();
-  for_each_row(n, stream, [=] __device__(int64_t i) {
-    const int64_t first = start[i], size = start[i + 1] - first;
-    int64_t gap = 1;
-    while (gap < size / 3) gap = 3 * gap + 1;
-    for (; gap > 0; gap /= 3) {
-      for (int64_t t = gap; t < size; ++t) {
-        const int32_t key = index[first + t];
-        const float distance = value[first + t];
-        int64_t slot = t;
-        for (; slot >= gap && index[first + slot - gap] > key; slot -= gap) {
-          index[first + slot] = index[first + slot - gap];
-          value[first + slot] = value[first + slot - gap];
-        }
-        index[first + slot] = key;
-        value[first + slot] = distance;
-      }
-    }
-  });
-}
-
 Rows threshold_graph(const Rows& weights, int64_t n, float max_distance, cudaStream_t stream) {
   const Rows columns = inverted(weights, n, stream);
   const int64_t per_warp = n * static_cast<int64_t>(sizeof(float) + sizeof(int32_t));
@@ -132,7 +107,7 @@ Rows threshold_graph(const Rows& weights, int64_t n, float max_distance, cudaStr
   run(lengths.data(), nullptr, nullptr, nullptr);
   Rows graph = allocate(std::move(lengths), stream);
   run(nullptr, graph.start.data(), graph.index.data(), graph.value.data());
-  sort_rows(graph, n, stream);
+  sort_rows(graph.start, graph.index, graph.value, stream);
   return graph;
 }
 
