@@ -11,7 +11,7 @@ LATENT = 48
 
 
 def planted_features(n: int, width: int = 2048, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Unit rows [N, D] as a ReLU network leaves them, sorted by identity, and identities [N]; a tenth are strays."""
+    """L2-normalised rows [N, D] as a ReLU network leaves them, by identity, and identities [N]; a tenth are strays."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -33,10 +33,10 @@ def planted_features(n: int, width: int = 2048, seed: int = 0) -> tuple[Tensor, 
 
 
 def planted_neighbours(n: int, k: int = 30, width: int = 32, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows in far-apart groups of eight identities, in random order, and their kNN, found group by group.
+    """Rows in far-apart groups of eight identities, shuffled, and their kNN, found group by group.
 
     Returns:
-        unit rows [N, D], index [N, K] int32, similarity [N, K] float32; N is `n` rounded up to whole groups.
+        L2-normalised rows [N, D], index [N, K] int32, similarity [N, K] float32; N is `n` rounded up to whole groups.
     """
     generator = torch.Generator().manual_seed(seed)
     identity = torch.arange(8 * PER_IDENTITY) // PER_IDENTITY

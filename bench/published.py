@@ -1,6 +1,6 @@
 """The Jaccard distance as the published code bases compute it: dense N×N matrices and loops over N.
 
-Written for comparison from what they do; the order of work and the float32 arithmetic are theirs.
+Written for comparison from what they do; the sequence of work and the float32 arithmetic are theirs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def published_jaccard_distance(rows: np.ndarray, ranking: np.ndarray, k2: int) -> np.ndarray:
-    """[N, N] float32 distances of unit rows [N, D] from their ranking [N, k1]."""
+    """[N, N] float32 distances of L2-normalised rows [N, D] from their ranking [N, k1]."""
     n, k1 = ranking.shape
     full = [_reciprocal(ranking, i, k1) for i in range(n)]
     half = [_reciprocal(ranking, i, min(round(k1 / 2) + 1, k1)) for i in range(n)]

@@ -17,18 +17,18 @@ from reid_fast.clustering.jaccard import BELOW_ONE
 from reid_fast.errors import UserError
 
 
-def planted(people=12, pictures=10, noise=0.1, strangers=7, width=32, seed=0):
-    """Unit rows around some directions, strangers among them, and who is on each: -1 for strangers."""
+def people_and_strangers(people=12, images=10, noise=0.1, strangers=7, width=32, seed=0):
+    """L2-normalised rows around some directions, strangers among them, and who is on each: -1 for strangers."""
     torch.manual_seed(seed)
-    true = np.repeat(np.arange(people), pictures)
+    true = np.repeat(np.arange(people), images)
     rows = F.normalize(torch.randn(people, width))[true] + noise * torch.randn(len(true), width)
-    order = np.random.default_rng(seed).permutation(len(true) + strangers)
-    rows = F.normalize(torch.cat([rows, torch.randn(strangers, width)]))[order]
-    return rows, np.concatenate([true, np.full(strangers, -1)])[order]
+    shuffled = np.random.default_rng(seed).permutation(len(true) + strangers)
+    rows = F.normalize(torch.cat([rows, torch.randn(strangers, width)]))[shuffled]
+    return rows, np.concatenate([true, np.full(strangers, -1)])[shuffled]
 
 
-def test_the_similarity_graph_links_near_pictures():
-    rows, _ = planted()
+def test_the_similarity_graph_links_near_images():
+    rows, _ = people_and_strangers()
     graph = similarity_graph(rows, 6, 0.5)
     cosine = (rows @ rows.T).numpy()
     for i in range(len(rows)):
@@ -44,7 +44,7 @@ needs_infomap = pytest.mark.skipif(find_spec("infomap") is None, reason="infomap
 @needs_infomap
 def test_infomap_finds_planted_people():
     pytest.importorskip("faiss")  # in one process their bindings crash
-    rows, true = planted()
+    rows, true = people_and_strangers()
     labels = infomap(similarity_graph(rows, 15, 0.5), 5)
     assert labels.tolist() == infomap(similarity_graph(rows, 15, 0.5), 5).tolist()
     assert adjusted_rand_score(true, labels) > 0.99
@@ -55,22 +55,28 @@ def test_infomap_finds_planted_people():
 
 @needs_infomap
 def test_infomap_leaves_small_communities_out():
-    rows, true = planted(pictures=4, strangers=0)
+    rows, true = people_and_strangers(images=4, strangers=0)
     assert (infomap(similarity_graph(rows, 15, 0.5), 5) == -1).all()
     assert adjusted_rand_score(true, infomap(similarity_graph(rows, 15, 0.5), 4)) > 0.99
-    assert (infomap(similarity_graph(rows[:1], 15, 0.5), 4) == -1).all()
+
+
+@needs_infomap
+@pytest.mark.filterwarnings("ignore:k = ")
+def test_infomap_of_one_image_finds_nobody():
+    rows, _ = people_and_strangers()
+    assert infomap(similarity_graph(rows[:1], 15, 0.5), 1).tolist() == [-1]
 
 
 def test_a_missing_infomap_is_one_clear_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "infomap", None)
     with pytest.raises(UserError, match=r"reid-fast\[infomap\]"):
-        infomap(similarity_graph(planted()[0], 15, 0.5), 5)
+        infomap(similarity_graph(people_and_strangers()[0], 15, 0.5), 5)
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("min_samples", [2, 4])
 def test_hdbscan_agrees_with_scikit_learn_on_all_distances(seed, min_samples):
-    """Up to pictures whose reachability is equal on two sides: the order of equal edges decides on them."""
+    """Up to images whose reachability is equal on two sides: which of equal edges comes first decides on them."""
     rng = np.random.default_rng(seed)
     points = np.concatenate([rng.normal(3 * centre, 0.2, (12, 2)) for centre in rng.normal(size=(9, 2))])
     distance = np.minimum(np.linalg.norm(points[:, None] - points, axis=-1), 1)
@@ -86,8 +92,14 @@ def test_hdbscan_agrees_with_scikit_learn_on_all_distances(seed, min_samples):
     assert ((labels < 0) != (expected < 0)).mean() <= 0.02
 
 
-def test_hdbscan_of_pictures_that_are_all_alike_or_too_few():
-    same = torch.ones(20, 4) / 2
-    graph = reid_fast.jaccard_graph(same, 20, 1, BELOW_ONE)
-    assert len(hdbscan(graph, 4, 5)) == 20
-    assert (hdbscan(reid_fast.jaccard_graph(same[:3], 3, 1, BELOW_ONE), 4, 5) == -1).all()
+def alike(n):
+    """The graph of n images that are all alike."""
+    return reid_fast.jaccard_graph(torch.ones(n, 4) / 2, n, 1, BELOW_ONE)
+
+
+def test_hdbscan_labels_every_one_of_images_that_are_all_alike():
+    assert len(hdbscan(alike(20), 4, 5)) == 20
+
+
+def test_hdbscan_of_too_few_images_finds_nobody():
+    assert hdbscan(alike(3), 4, 5).tolist() == [-1] * 3

@@ -40,22 +40,28 @@ def test_golden_labels(golden, k1):
     assert (reid_fast.dbscan(graph, 0.6) == golden[f"k{k1}_labels_0.6"]).all()
 
 
-@pytest.mark.parametrize("build", [reid_fast.jaccard_graph, jaccard_graph_ref])
-def test_values_of_methods_part_5(build):
-    graph = build(waves(), 8, 3, BELOW_ONE)
-    distance = dense(graph)
+@pytest.fixture(params=[reid_fast.jaccard_graph, jaccard_graph_ref])
+def waves_graph(request):
+    return request.param(waves(), 8, 3, BELOW_ONE)
+
+
+def test_distances_of_the_published_code(waves_graph):
+    distance = dense(waves_graph)
     assert distance.sum(dtype=np.float64) == pytest.approx(3243.4479, abs=0.01)
-    assert (distance < 1).sum() == graph.nnz == 2292
+    assert (distance < 1).sum() == waves_graph.nnz == 2292
     np.testing.assert_allclose(distance[0, 1:5], [0.21572, 0.20901, 0.19936, 0.20901], atol=1e-5)
-    labels = {eps: reid_fast.dbscan(graph, eps) for eps in (0.4, 0.5, 0.6)}
-    assert {eps: (found.max() + 1, (found < 0).sum()) for eps, found in labels.items()} == {
-        0.4: (9, 15),
-        0.5: (8, 5),
-        0.6: (7, 1),
-    }
+
+
+def test_labels_of_the_published_code(waves_graph):
     expected = [[0] * 6, [1, -1, 1, 1, 1, 1], [2] * 6, [1] * 6, [3] * 6, [3] * 6, [4, 4, 4, 4, -1, 1]]
     expected += [[5, -1, 5, 5, 5, 5], [6] * 6, [7, -1, 7, 7, -1, 7]]
-    assert labels[0.5].reshape(10, 6).tolist() == expected
+    assert reid_fast.dbscan(waves_graph, 0.5).reshape(10, 6).tolist() == expected
+
+
+@pytest.mark.parametrize(("eps", "clusters", "outliers"), [(0.4, 9, 15), (0.5, 8, 5), (0.6, 7, 1)])
+def test_clusters_and_outliers_of_the_published_code(waves_graph, eps, clusters, outliers):
+    labels = reid_fast.dbscan(waves_graph, eps)
+    assert (labels.max() + 1, (labels < 0).sum()) == (clusters, outliers)
 
 
 @st.composite
@@ -162,18 +168,25 @@ def test_unsound_neighbours_are_named(neighbours, text):
         reid_fast.jaccard_graph(planted(50, 8), 10, neighbours=neighbours)
 
 
-def test_neighbours_that_do_not_fit():
+@pytest.mark.parametrize(("shape", "similarity_shape"), [((40, 10), (40, 10)), ((50, 9), (50, 9)), ((50, 10), (50, 9))])
+def test_neighbours_of_another_shape_are_refused(shape, similarity_shape):
     rows = planted(50, 8)
     index, similarity = reid_fast.knn(rows, 10)
-    for neighbours in [
-        (index[:40], similarity[:40]),
-        (index[:, :9], similarity[:, :9]),
-        (index, similarity[:, :9]),
-    ]:
-        with pytest.raises(ValueError, match=r"must be \[50, at least 10\]"):
-            reid_fast.jaccard_graph(rows, 10, neighbours=neighbours)
+    neighbours = index[: shape[0], : shape[1]], similarity[: similarity_shape[0], : similarity_shape[1]]
+    with pytest.raises(ValueError, match=r"must be \[50, at least 10\]"):
+        reid_fast.jaccard_graph(rows, 10, neighbours=neighbours)
+
+
+def test_neighbours_of_another_type_are_refused():
+    rows = planted(50, 8)
+    _, similarity = reid_fast.knn(rows, 10)
     with pytest.raises(ValueError, match="need int32 and float32"):
         reid_fast.jaccard_graph(rows, 10, neighbours=(similarity, similarity))
+
+
+def test_an_index_that_would_wrap_into_range_is_refused():
+    rows = planted(50, 8)
+    index, similarity = reid_fast.knn(rows, 10)
     with pytest.raises(ValueError, match="does not exist"):
         reid_fast.jaccard_graph(rows, 10, neighbours=(index.astype(np.int64) + 2**32, similarity))
 
@@ -182,6 +195,9 @@ def test_fewer_rows_than_neighbours():
     with pytest.warns(UserWarning, match="k1 = 30 neighbours asked of 5 rows"):
         graph = reid_fast.jaccard_graph(planted(5, 8))
     assert graph.shape == (5, 5)
+
+
+def test_one_row_lies_at_no_distance_from_itself():
     with pytest.warns(UserWarning, match="k1 = 30"):
         assert reid_fast.jaccard_distance(planted(1, 8)).tolist() == [[0.0]]
 

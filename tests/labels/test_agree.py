@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from inputs import waves
+from scipy import sparse
 
 import reid_fast
 from reid_fast.clustering.jaccard import BELOW_ONE
@@ -44,11 +45,14 @@ def test_the_published_norm_dissolves_the_larger_part_and_the_mean_does_not():
     distance = np.full((20, 20), 0.5, np.float32)
     np.fill_diagonal(distance, 0)
     start = np.arange(21) * 20
-    graph = reid_fast.jaccard_graph(np.eye(20, 3) + 1, 5, 1, 0.5)
-    graph = type(graph)((distance.ravel(), np.tile(np.arange(20), 20), start), shape=(20, 20))
+    graph = sparse.csr_matrix((distance.ravel(), np.tile(np.arange(20), 20), start), shape=(20, 20))
     labels, tight = np.zeros(20, int), (np.arange(20) >= 15).astype(int)
     assert (refine(labels, tight, graph) != 0).tolist() == [True] * 15 + [False] * 5
     assert (refine(labels, tight, graph, norm="mean", ratio=0.9) == 0).all()
+
+
+def test_an_unknown_norm_is_refused(clustered):
+    graph, labels, tight, _ = clustered
     with pytest.raises(ValueError, match="reference or mean"):
         refine(labels, tight, graph, norm="median")
 
@@ -68,8 +72,11 @@ def test_counts_equal_the_literal_definition(columns):
         assert independence[labels == labels[i]].min() <= threshold
 
 
-def test_no_image_and_no_cluster():
+def test_no_image_gives_no_label():
     empty = np.array([], np.int64)
     assert self_paced(empty, empty, empty)[0].size == 0
+
+
+def test_without_a_cluster_every_image_stays_alone():
     alone = np.full(4, -1)
     assert self_paced(alone, alone, alone)[0].tolist() == [0, 1, 2, 3]
