@@ -1,4 +1,7 @@
-"""Features to labels: neighbours, the k-reciprocal Jaccard graph, DBSCAN and what can stand in for it."""
+"""Features to labels: neighbours, the k-reciprocal Jaccard graph, DBSCAN and what can stand in for it.
+
+The steps, and what holds about their result: docs/clustering.md.
+"""
 
 from reid_fast.clustering.communities import hdbscan, infomap, similarity_graph
 from reid_fast.clustering.dbscan import dbscan
