@@ -99,7 +99,7 @@ REID_HOST_DEVICE int expand(const Sets& full, const Sets& half, int64_t i, Membe
   return length;
 }
 
-// exp(-(2 - 2 cos)): the Gaussian of the squared distance of unit vectors.
+// exp(-(2 - 2 cos)): the Gaussian of the squared distance of L2-normalised vectors.
 REID_HOST_DEVICE float affinity(float cosine) { return expf(2 * cosine - 2); }
 
 // Rows sum to 1, so Σ max = 2 - s; rounding can carry s past 1.
