@@ -203,7 +203,6 @@ def _pictures(device: str, dtype: torch.dtype) -> Iterator[Case]:
         None, bytes=B * H * W * 3 * (1 + dtype.itemsize), operations=2 * B * H * W * 3, launches=1,
         tolerance=1e-2, compiled=False,
     )  # fmt: skip
-    yield from _networks(device)
     features = torch.rand(B, D, 16, 8, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
     # There is no fused op: clamp, power, mean and norm are what torch.compile fuses by itself. This row shows it.
     gem = GeM().to(device)
@@ -237,24 +236,3 @@ def _augment_plain(
         picture[:, y : y + height, x : x + width] = fill
         pictures.append(picture)
     return torch.stack(pictures)
-
-
-def _networks(device: str) -> Iterator[Case]:
-    shapes = [(512, 512, 3, 3)] * 8 + [(512,)] * 100
-    teacher, student = ([torch.randn(shape, device=device) for shape in shapes] for _ in range(2))
-    theirs = [t.clone() for t in teacher]
-
-    def loop() -> Tensor:
-        for t, s in zip(theirs, student, strict=True):
-            t.mul_(0.999).add_(s, alpha=0.001)
-        return theirs[0]
-
-    def lerp() -> Tensor:
-        ops.ema_update(teacher, student, 0.999)
-        return teacher[0]
-
-    numel = sum(t.numel() for t in student)
-    yield Case(
-        "ema_update", f"{len(shapes)} tensors, {numel / 1e6:.0f} million numbers", loop, lerp, None,
-        bytes=12 * numel, operations=3 * numel, launches=2, compiled=False,
-    )  # fmt: skip

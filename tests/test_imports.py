@@ -19,7 +19,7 @@ BELOW = {  # what each room may import, beside itself and the leaves
     "methods": {"memories", "labels", "models", "data", "clustering", "ops"},
     "memories": {"ops"},
     "labels": {"models", "data", "clustering"},
-    "models": {"ops"},
+    "models": set(),
     "data": {"ops"},
     "clustering": {"_C"},
     "ops": {"kernels"},

@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reid_fast import ops
 from reid_fast.config import Count, CountOrZero, Distance, Kept, Share
 from reid_fast.data.images import Batch, View
 from reid_fast.methods.base import PrototypeContrast
 from reid_fast.methods.settings import UpdateSettings
 from reid_fast.models.encoder import Encoder
-from reid_fast.models.teacher import new_teacher
+from reid_fast.models.teacher import follow, new_teacher
 
 LOWEST_EPS = 0.399  # eps falls no more once it has reached it
 COPY_STEP = 99  # the step that overwrites the teacher with the student, as published
@@ -98,7 +97,7 @@ class DynamicClusterContrast(PrototypeContrast):
 
     def finish_step(self, batch: Batch) -> None:
         momentum = self.teacher_momentum(batch.step)
-        ops.ema_update(self.teacher.parameters(), self.encoder.parameters(), momentum)
+        follow(self.teacher, self.encoder, momentum)
 
     def teacher_momentum(self, step: int) -> float:
         """α: constant, then a running mean of the student from step 99 on, then constant again."""

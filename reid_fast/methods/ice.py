@@ -21,7 +21,7 @@ from reid_fast.memories import CameraProxies, PrototypeMemory
 from reid_fast.methods.base import Method
 from reid_fast.methods.settings import CameraSettings, CommunitySettings
 from reid_fast.models.encoder import Encoder
-from reid_fast.models.teacher import new_teacher
+from reid_fast.models.teacher import follow, new_teacher
 
 _STREAM = 0x49434500  # keeps these draws apart from every other use of the run's seed
 
@@ -146,4 +146,4 @@ class InterInstanceContrast(Method):
 
     def finish_step(self, batch: Batch) -> None:
         """Only the teacher moves."""
-        ops.ema_update(self.teacher.parameters(), self.encoder.parameters(), self.config.ema)
+        follow(self.teacher, self.encoder, self.config.ema)
