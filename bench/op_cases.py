@@ -50,8 +50,8 @@ def cases(device: str, dtype: torch.dtype, large: bool) -> Iterator[Case]:
         teacher = torch.rand(B, C, device=device).softmax(1)
         for name, options, launches in (
             ("cluster_nce", {}, 3),
-            ("cluster_nce smoothing", {"smoothing": 0.1}, 4),
-            ("cluster_nce targets", {"targets": teacher}, 4),
+            ("target_nce smoothed", {"smoothing": 0.1}, 4),
+            ("target_nce dense", {"targets": teacher}, 4),
         ):
             yield case(
                 name,
@@ -64,7 +64,7 @@ def cases(device: str, dtype: torch.dtype, large: bool) -> Iterator[Case]:
         yield _step(case, x, memory, labels, moved, work)
     yield from _updates(rows, pick, size, tolerance)
     yield from _method_losses(rows, pick, size, tolerance)
-    yield from _pictures(device, dtype)
+    yield from _images(device, dtype)
 
 
 def _step(case: Callable[..., Case], x: Tensor, memory: Tensor, labels: Tensor, moved: float, work: float) -> Case:
@@ -124,11 +124,17 @@ def _updates(rows: Callable[..., Tensor], pick: Callable, size: int, tolerance: 
             reference = partial(memory_update_ref, theirs, x, labels, 0.1, mode, 0.03, extra)
         fused = partial(ops.memory_update, mine, x, labels, 0.1, mode, 0.03, scores=extra)
         yield Case(
-            f"memory_update {mode}", f"B=256 in 16 clusters D={D}",
-            _returning(theirs, reference), _returning(mine, fused), None,
-            bytes=size * D * (256 + 32), operations=5 * 256 * D, launches=1, tolerance=tolerance,
+            f"memory_update {mode}",
+            f"B=256 in 16 clusters D={D}",
+            _returning(theirs, reference),
+            _returning(mine, fused),
+            None,
+            bytes=size * D * (256 + 32),
+            operations=5 * 256 * D,
+            launches=1,
+            tolerance=tolerance,
             compiled=False,
-        )  # fmt: skip
+        )
 
 
 def _returning(memory: Tensor, update: Callable[[], None]) -> Callable[[], Tensor]:
@@ -146,25 +152,41 @@ def _method_losses(rows: Callable[..., Tensor], pick: Callable, size: int, toler
     x, memory, labels, index = rows(64).requires_grad_(), rows(N), pick(N, C), pick(64, N)
     classes = ops.class_means(memory, labels, C)
     yield Case(
-        "hybrid_nce", f"B=64 N={N} classes={C} D={D}",
+        "hybrid_nce",
+        f"B=64 N={N} classes={C} D={D}",
         lambda: hybrid_nce_ref(x, memory, labels, index, TAU),
         lambda: ops.hybrid_nce(x, memory, labels, index, TAU, classes=classes),
-        x, bytes=4 * D * C + size * D * 64 * 2, operations=4 * 64 * C * D, launches=3, tolerance=tolerance,
-    )  # fmt: skip
+        x,
+        bytes=4 * D * C + size * D * 64 * 2,
+        operations=4 * 64 * C * D,
+        launches=3,
+        tolerance=tolerance,
+    )
     image, proxies, owners = rows(32).requires_grad_(), rows(3300), pick(3300, 700)
     camera = (image, proxies, owners, owners[:32], 0.07)
     yield Case(
-        "camera_nce", f"B=32 C=3300 D={D} negatives=50",
-        lambda: camera_nce_ref(*camera), lambda: ops.camera_nce(*camera),
-        image, bytes=size * D * (3300 + 32 * 58), operations=2 * 32 * 3300 * D, launches=3,
+        "camera_nce",
+        f"B=32 C=3300 D={D} negatives=50",
+        lambda: camera_nce_ref(*camera),
+        lambda: ops.camera_nce(*camera),
+        image,
+        bytes=size * D * (3300 + 32 * 58),
+        operations=2 * 32 * 3300 * D,
+        launches=3,
         tolerance=tolerance,
-    )  # fmt: skip
+    )
     student, teacher, weak = rows(32).requires_grad_(), rows(32), rows(32)
     yield Case(
-        "soft_nce", f"B=32 D={D}",
-        lambda: _soft_plain(student, teacher, weak, 0.4), lambda: ops.soft_nce(student, teacher, weak, 0.4),
-        student, bytes=size * D * 32 * 4, operations=6 * 32 * 32 * D, launches=14, tolerance=tolerance,
-    )  # fmt: skip
+        "soft_nce",
+        f"B=32 D={D}",
+        lambda: _soft_plain(student, teacher, weak, 0.4),
+        lambda: ops.soft_nce(student, teacher, weak, 0.4),
+        student,
+        bytes=size * D * 32 * 4,
+        operations=6 * 32 * 32 * D,
+        launches=14,
+        tolerance=tolerance,
+    )
     sizes = torch.randint(2, 40, (60,))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]).to(x.device)
     n, heads, width = int(sizes.sum()), 8, 256
@@ -173,12 +195,17 @@ def _method_losses(rows: Callable[..., Tensor], pick: Callable, size: int, toler
     q.requires_grad_()
     pairs = int((sizes * sizes).sum()) * heads
     yield Case(
-        "cluster_attention", f"60 clusters N={n} heads={heads} D={width}",
+        "cluster_attention",
+        f"60 clusters N={n} heads={heads} D={width}",
         lambda: received_attention_ref(q, k, offsets, scale).square().sum(),
         lambda: ops.received_attention(q, k, offsets, scale).square().sum(),
-        q, bytes=size * heads * n * width * 6, operations=8 * pairs * width, launches=11, tolerance=tolerance,
+        q,
+        bytes=size * heads * n * width * 6,
+        operations=8 * pairs * width,
+        launches=11,
+        tolerance=tolerance,
         compiled=False,
-    )  # fmt: skip
+    )
 
 
 def _soft_plain(x: Tensor, teacher: Tensor, weak: Tensor, temperature: float) -> Tensor:
@@ -188,7 +215,7 @@ def _soft_plain(x: Tensor, teacher: Tensor, weak: Tensor, temperature: float) ->
     return F.kl_div(log_p, q, reduction="batchmean")
 
 
-def _pictures(device: str, dtype: torch.dtype) -> Iterator[Case]:
+def _images(device: str, dtype: torch.dtype) -> Iterator[Case]:
     B, H, W = 64, 256, 128
     images = torch.randint(256, (4 * B, H, W, 3), dtype=torch.uint8, device=device)
     index, flip = torch.randperm(4 * B, device=device)[:B], torch.rand(B, device=device) < 0.5
@@ -197,20 +224,30 @@ def _pictures(device: str, dtype: torch.dtype) -> Iterator[Case]:
     numbers = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "fill": (0.485, 0.456, 0.406)}
     arguments = (images, index, flip, crop, erase)
     yield Case(
-        "augment", f"B={B} {H}x{W}",
-        lambda: _augment_plain(*arguments, **numbers).to(dtype), lambda: ops.augment(*arguments, **numbers,
-        dtype=dtype),
-        None, bytes=B * H * W * 3 * (1 + dtype.itemsize), operations=2 * B * H * W * 3, launches=1,
-        tolerance=1e-2, compiled=False,
-    )  # fmt: skip
+        "augment",
+        f"B={B} {H}x{W}",
+        lambda: _augment_plain(*arguments, **numbers).to(dtype),
+        lambda: ops.augment(*arguments, **numbers, dtype=dtype),
+        None,
+        bytes=B * H * W * 3 * (1 + dtype.itemsize),
+        operations=2 * B * H * W * 3,
+        launches=1,
+        tolerance=1e-2,
+        compiled=False,
+    )
     features = torch.rand(B, D, 16, 8, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
     # There is no fused op: clamp, power, mean and norm are what torch.compile fuses by itself. This row shows it.
     gem = GeM().to(device)
     yield Case(
-        "gem_pool", f"B={B} D={D} 16x8",
-        lambda: F.normalize(gem(features)).square().sum(), None, features.requires_grad_(),
-        bytes=4 * features.numel() * features.element_size(), operations=20 * features.numel(), launches=0,
-    )  # fmt: skip
+        "gem_pool",
+        f"B={B} D={D} 16x8",
+        lambda: F.normalize(gem(features)).square().sum(),
+        None,
+        features.requires_grad_(),
+        bytes=4 * features.numel() * features.element_size(),
+        operations=20 * features.numel(),
+        launches=0,
+    )
 
 
 def _augment_plain(
@@ -223,16 +260,16 @@ def _augment_plain(
     std: tuple,
     fill: tuple,
 ) -> Tensor:
-    """Picture by picture, as a list of transforms does it."""
-    pictures = []
+    """Image by image, as a list of transforms does it."""
+    augmented = []
     mean, std, fill = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (mean, std, fill))
     for i, mirrored, (top, left), (y, x, height, width) in zip(
         index.tolist(), flip.tolist(), crop.tolist(), erase.tolist(), strict=True
     ):
-        picture = images[i].permute(2, 0, 1)
-        picture = picture.flip(2) if mirrored else picture
-        picture = F.pad(picture, [10] * 4)[:, top + 10 :, left + 10 :][:, : images.shape[1], : images.shape[2]]
-        picture = (picture.float() / 255 - mean) / std
-        picture[:, y : y + height, x : x + width] = fill
-        pictures.append(picture)
-    return torch.stack(pictures)
+        image = images[i].permute(2, 0, 1)
+        image = image.flip(2) if mirrored else image
+        image = F.pad(image, [10] * 4)[:, top + 10 :, left + 10 :][:, : images.shape[1], : images.shape[2]]
+        image = (image.float() / 255 - mean) / std
+        image[:, y : y + height, x : x + width] = fill
+        augmented.append(image)
+    return torch.stack(augmented)

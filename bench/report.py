@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,37 @@ def timed(work: Callable[[], Any], runs: int) -> tuple[Any, Row]:
     spread = {"min": round(min(seconds), 4), "max": round(max(seconds), 4), "n": runs}
     median = {"seconds": statistics.median(seconds), "processor": statistics.median(processor)}
     return result, {name: round(value, 4) for name, value in median.items()} | spread
+
+
+def spread(work: Callable[[], object], runs: int) -> tuple[float, float]:
+    """(median, from quartile to quartile) of the seconds of `runs` calls, after two to warm up.
+
+    On CUDA by events in the stream, between calls that follow one another: for work too short for `timed`.
+    """
+    for _ in range(2):
+        work()
+    seconds = _between_events(work, runs) if torch.cuda.is_available() else _by_the_clock(work, runs)
+    low, median, high = statistics.quantiles(seconds, n=4)
+    return median, high - low
+
+
+def _by_the_clock(work: Callable[[], object], runs: int) -> list[float]:
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def _between_events(work: Callable[[], object], runs: int) -> list[float]:
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(runs + 1)]
+    events[0].record()
+    for event in events[1:]:
+        work()
+        event.record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) / 1000 for a, b in pairwise(events)]
 
 
 def peak_mb(work: Callable[[], Any]) -> float | None:

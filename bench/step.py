@@ -35,11 +35,18 @@ def _memory_part(B: int, C: int, D: int, device: torch.device, runs: int) -> Row
     _, fast = timed(ours, runs)
     _, slow = timed(theirs, runs)
     return {
-        "stage": "step, memory part", "B": B, "C": C, "D": D, "device": device.type,
-        "ours": fast, "published": slow, "faster": round(slow["seconds"] / fast["seconds"], 2),
-        # Scores and gradient are a product each; features, gradient, memory and the touched rows move once.
-        "operations": 4 * B * C * D, "bytes": 4 * D * (2 * B + 2 * C + 2 * B // INSTANCES),
-    }  # fmt: skip
+        "stage": "step, memory part",
+        "B": B,
+        "C": C,
+        "D": D,
+        "device": device.type,
+        "ours": fast,
+        "published": slow,
+        "faster": round(slow["seconds"] / fast["seconds"], 2),
+        # Logits and gradient are a product each; features, gradient, memory and the touched rows move once.
+        "operations": 4 * B * C * D,
+        "bytes": 4 * D * (2 * B + 2 * C + 2 * B // INSTANCES),
+    }
 
 
 def _memory_step(form: Callable[..., Tensor], x: Tensor, memory: Tensor, labels: Tensor) -> Callable[[], tuple]:
@@ -52,7 +59,7 @@ def _memory_step(form: Callable[..., Tensor], x: Tensor, memory: Tensor, labels:
 
 
 def _whole_step(arch: str, size: tuple[int, int], B: int, C: int, device: torch.device, runs: int) -> Row:
-    """Forward, loss, backward, Adam and memory update on pictures that are there already."""
+    """Forward, loss, backward, Adam and memory update on images that are there already."""
     amp = amp_dtype(device, True, size[1])
     images = torch.randn(B, 3, *size, device=device).to(memory_format=torch.channels_last)
 
@@ -77,22 +84,29 @@ def _whole_step(arch: str, size: tuple[int, int], B: int, C: int, device: torch.
     _, fast = timed(ours, runs)
     _, slow = timed(theirs, runs)
     return {
-        "stage": "step, whole", "arch": arch, "size": size, "B": B, "C": C, "device": device.type,
-        "amp": str(amp), "ours": fast, "published": slow,
+        "stage": "step, whole",
+        "arch": arch,
+        "size": size,
+        "B": B,
+        "C": C,
+        "device": device.type,
+        "amp": str(amp),
+        "ours": fast,
+        "published": slow,
         "faster": round(slow["seconds"] / fast["seconds"], 2),
         "images_per_second": round(B / fast["seconds"]),
-    }  # fmt: skip
+    }
 
 
 def _fused(x: Tensor, memory: Tensor, labels: Tensor) -> Tensor:
-    """What the engine runs: `methods.base.Method.contrast` and its backward."""
+    """What the engine runs for a batch, and its backward."""
     loss = ops.cluster_step(x, memory, labels, TEMPERATURE, MOMENTUM)
     loss.backward()
     return loss
 
 
 def _published(x: Tensor, memory: Tensor, labels: Tensor) -> Tensor:
-    """The form of the published code: autograd's scores, then a loop over the batch from Python."""
+    """The form of the published code: autograd's logits, then a loop over the batch from Python."""
     unit = F.normalize(x)
     loss = F.cross_entropy(unit @ memory.clone().T / TEMPERATURE, labels)
     loss.backward()

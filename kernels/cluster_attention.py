@@ -14,143 +14,222 @@ from reid_fast.kernels import tiles
 
 
 @triton.jit
-def extent(starts, stops, rows, N):
+def extent(
+    starts_ptr,  # [N] int32, the first row of each row's cluster
+    stops_ptr,  # [N] int32, the first one behind it
+    rows,  # [BM]
+    N,
+):
     """The rows of all clusters that a tile touches: [first, last)."""
     return (
-        tl.min(tl.load(starts + rows, mask=rows < N, other=N), axis=0),
-        tl.max(tl.load(stops + rows, mask=rows < N, other=0), axis=0),
+        tl.min(tl.load(starts_ptr + rows, mask=rows < N, other=N), axis=0),
+        tl.max(tl.load(stops_ptr + rows, mask=rows < N, other=0), axis=0),
     )
 
 
 @triton.jit
-def pair_mask(starts, rows, others, N):
+def pair_mask(
+    starts_ptr,  # [N] int32, the first row of each row's cluster
+    rows,  # [BM]
+    others,  # [BN]
+    N,
+):
     """Members of one cluster that are not the same member, [BM, BN]."""
-    start = tl.load(starts + rows, mask=rows < N, other=-1)
-    other = tl.load(starts + others, mask=others < N, other=-2)
+    start = tl.load(starts_ptr + rows, mask=rows < N, other=-1)
+    other = tl.load(starts_ptr + others, mask=others < N, other=-2)
     return (start[:, None] == other[None, :]) & (rows[:, None] != others[None, :])
 
 
 @triton.jit(do_not_specialize=["N"])
 def log_sum_kernel(
-    q, k, scale, starts, stops, log_z, N, D,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
-    """log_z [heads, N]: log Σ_j e^{s_ij}, -inf where a cluster has one member."""
+    q_ptr,  # [heads, N, D]
+    k_ptr,  # [heads, N, D]
+    scale_ptr,  # [] float32
+    starts_ptr,  # [N] int32, the first row of each row's cluster
+    stops_ptr,  # [N] int32, the first one behind it
+    log_z_ptr,  # [heads, N] out: log Σ_j e^{s_ij}, -inf where a cluster has one member
+    N,
+    D,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """The normaliser of each row's softmax."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     head = tl.program_id(1).to(tl.int64) * N
-    gain = tl.load(scale)
-    peak = tl.full([BM], float("-inf"), tl.float32)
-    total = tl.zeros([BM], tl.float32)
-    first, last = extent(starts, stops, rows, N)
+    scale = tl.load(scale_ptr)
+    running_max = tl.full([BM], float("-inf"), tl.float32)
+    running_sum = tl.zeros([BM], tl.float32)
+    first, last = extent(starts_ptr, stops_ptr, rows, N)
     for start in range(first, last, BN):
         others = start + tl.arange(0, BN)
-        score = tiles.score_tile(q + head * D, k + head * D, rows, others, N, N, D, BM, BN, BK, DOT) * gain
-        score = tl.where(pair_mask(starts, rows, others, N), score, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(score, axis=1))
-        shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
-        total = total * tl.exp(peak - shift) + tl.sum(tl.exp(score - shift[:, None]), axis=1)
-        peak = new_peak
-    some = total > 0
-    log = tl.where(some, peak + tl.log(tl.where(some, total, 1.0)), float("-inf"))
-    tl.store(log_z + head + rows, log, mask=rows < N)
+        logits = tiles.product_tile(q_ptr + head * D, k_ptr + head * D, rows, others, N, N, D, BM, BN, BK, DOT) * scale
+        logits = tl.where(pair_mask(starts_ptr, rows, others, N), logits, float("-inf"))
+        new_max = tl.maximum(running_max, tl.max(logits, axis=1))
+        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+        running_sum = running_sum * tl.exp(running_max - shift) + tl.sum(tl.exp(logits - shift[:, None]), axis=1)
+        running_max = new_max
+    some = running_sum > 0
+    log_z = tl.where(some, running_max + tl.log(tl.where(some, running_sum, 1.0)), float("-inf"))
+    tl.store(log_z_ptr + head + rows, log_z, mask=rows < N)
 
 
 @triton.jit
 def attention_tile(
-    q, k, gain, starts, log_z, head, rows, others, N, D, KEYS: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
-    """A of a tile, [BM, BN]: rows attend to others, or with KEYS are attended to by them."""
+    q_ptr,  # [heads, N, D]
+    k_ptr,  # [heads, N, D]
+    scale,
+    starts_ptr,  # [N] int32, the first row of each row's cluster
+    log_z_ptr,  # [heads, N]
+    head,  # its first row, of heads·N
+    rows,  # [BM]
+    others,  # [BN]
+    N,
+    D,
+    KEYS: tl.constexpr,  # rows are attended to by the others, instead of attending to them
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """A of a tile, [BM, BN]."""
     if KEYS:
-        score = tiles.score_tile(k + head * D, q + head * D, rows, others, N, N, D, BM, BN, BK, DOT) * gain
-        score -= tl.load(log_z + head + others, mask=others < N, other=0.0)[None, :]
+        logits = tiles.product_tile(k_ptr + head * D, q_ptr + head * D, rows, others, N, N, D, BM, BN, BK, DOT) * scale
+        logits -= tl.load(log_z_ptr + head + others, mask=others < N, other=0.0)[None, :]
     else:
-        score = tiles.score_tile(q + head * D, k + head * D, rows, others, N, N, D, BM, BN, BK, DOT) * gain
-        score -= tl.load(log_z + head + rows, mask=rows < N, other=0.0)[:, None]
-    return tl.where(pair_mask(starts, rows, others, N), tl.exp(score), 0.0)
+        logits = tiles.product_tile(q_ptr + head * D, k_ptr + head * D, rows, others, N, N, D, BM, BN, BK, DOT) * scale
+        logits -= tl.load(log_z_ptr + head + rows, mask=rows < N, other=0.0)[:, None]
+    return tl.where(pair_mask(starts_ptr, rows, others, N), tl.exp(logits), 0.0)
 
 
 @triton.jit(do_not_specialize=["N"])
 def sum_kernel(
-    q, k, scale, starts, stops, log_z, by_weight, out, N, D, KEYS: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
-    """out [heads, N]: with KEYS Σ_i A_ij, else Σ_j A_ij · by_weight_j."""
+    q_ptr,  # [heads, N, D]
+    k_ptr,  # [heads, N, D]
+    scale_ptr,  # [] float32
+    starts_ptr,  # [N] int32, the first row of each row's cluster
+    stops_ptr,  # [N] int32, the first one behind it
+    log_z_ptr,  # [heads, N]
+    by_received_ptr,  # [N] float32, without KEYS
+    sums_ptr,  # [heads, N] out: with KEYS Σ_i A_ij, else Σ_j A_ij · by_received_j
+    N,
+    D,
+    KEYS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """Sums of a row or of a column of A."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     head = tl.program_id(1).to(tl.int64) * N
-    gain = tl.load(scale)
-    total = tl.zeros([BM], tl.float32)
-    first, last = extent(starts, stops, rows, N)
+    scale = tl.load(scale_ptr)
+    sums = tl.zeros([BM], tl.float32)
+    first, last = extent(starts_ptr, stops_ptr, rows, N)
     for start in range(first, last, BN):
         others = start + tl.arange(0, BN)
-        a = attention_tile(q, k, gain, starts, log_z, head, rows, others, N, D, KEYS, BM, BN, BK, DOT)
+        a = attention_tile(q_ptr, k_ptr, scale, starts_ptr, log_z_ptr, head, rows, others, N, D, KEYS, BM, BN, BK, DOT)
         if not KEYS:
-            a *= tl.load(by_weight + others, mask=others < N, other=0.0)[None, :]
-        total += tl.sum(a, axis=1)
-    tl.store(out + head + rows, total, mask=rows < N)
+            a *= tl.load(by_received_ptr + others, mask=others < N, other=0.0)[None, :]
+        sums += tl.sum(a, axis=1)
+    tl.store(sums_ptr + head + rows, sums, mask=rows < N)
 
 
 @triton.jit(do_not_specialize=["N"])
 def gradient_kernel(
-    q, k, scale, starts, stops, log_z, by_weight, mean, out, N, D, KEYS: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """out [heads, N, D]: scale · Σ ∂L/∂s_ij times k_j (gradient of q), or with KEYS times q_i (gradient of k).
+    q_ptr,  # [heads, N, D]
+    k_ptr,  # [heads, N, D]
+    scale_ptr,  # [] float32
+    starts_ptr,  # [N] int32, the first row of each row's cluster
+    stops_ptr,  # [N] int32, the first one behind it
+    log_z_ptr,  # [heads, N]
+    by_received_ptr,  # [N] float32, ∂L/∂A_ij
+    mean_ptr,  # [heads, N], Σ_j A_ij by_received_j
+    gradient_ptr,  # [heads, N, D] float32 out
+    N,
+    D,
+    KEYS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    DOT: tl.constexpr,
+    BD: tl.constexpr,  # elements of a row that a program takes
+):
+    """scale · Σ ∂L/∂s_ij times k_j (gradient of q), or with KEYS times q_i (gradient of k).
 
-    ∂L/∂s_ij = A_ij (by_weight_j - mean_i), mean_i = Σ_j A_ij by_weight_j.
+    ∂L/∂s_ij = A_ij (by_received_j - mean_i).
     """
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     head = tl.program_id(1).to(tl.int64) * N
     d = tl.program_id(2) * BD + tl.arange(0, BD)
-    gain = tl.load(scale)
-    partner = q if KEYS else k
-    total = tl.zeros([BM, BD], tl.float32)
-    first, last = extent(starts, stops, rows, N)
+    scale = tl.load(scale_ptr)
+    partner_ptr = q_ptr if KEYS else k_ptr
+    gradient = tl.zeros([BM, BD], tl.float32)
+    first, last = extent(starts_ptr, stops_ptr, rows, N)
     for start in range(first, last, BN):
         others = start + tl.arange(0, BN)
-        a = attention_tile(q, k, gain, starts, log_z, head, rows, others, N, D, KEYS, BM, BN, BK, DOT)
+        a = attention_tile(q_ptr, k_ptr, scale, starts_ptr, log_z_ptr, head, rows, others, N, D, KEYS, BM, BN, BK, DOT)
         queries, keys = (others, rows) if KEYS else (rows, others)
-        push = tl.load(by_weight + keys, mask=keys < N, other=0.0)
-        pull = tl.load(mean + head + queries, mask=queries < N, other=0.0)
+        push = tl.load(by_received_ptr + keys, mask=keys < N, other=0.0)
+        pull = tl.load(mean_ptr + head + queries, mask=queries < N, other=0.0)
         a *= (push[:, None] - pull[None, :]) if KEYS else (push[None, :] - pull[:, None])
         inside = (others[:, None] < N) & (d[None, :] < D)
-        row = tl.load(partner + (head + others[:, None]) * D + d[None, :], mask=inside, other=0.0)
-        total = tl.dot(a.to(DOT), row.to(DOT), total, input_precision="tf32x3")
-    at = out + (head + rows[:, None]) * D + d[None, :]
-    tl.store(at, total * gain, mask=(rows[:, None] < N) & (d[None, :] < D))
+        partners = tl.load(partner_ptr + (head + others[:, None]) * D + d[None, :], mask=inside, other=0.0)
+        gradient = tl.dot(a.to(DOT), partners.to(DOT), gradient, input_precision="tf32x3")
+    at = gradient_ptr + (head + rows[:, None]) * D + d[None, :]
+    tl.store(at, gradient * scale, mask=(rows[:, None] < N) & (d[None, :] < D))
 
 
-def _plan(q: torch.Tensor) -> dict:
-    sizes = tiles.plan(q, q)
-    return sizes | {"BM": min(32, sizes["BM"]), "BN": 32, "BK": max(32, sizes["BK"]), "num_warps": 4}
+def _shared(q: torch.Tensor, k: torch.Tensor, scale: torch.Tensor, offsets: torch.Tensor) -> dict:
+    """What every launch takes: the projections, the bounds of each row's cluster, the sizes of the tiles."""
+    _, N, D = q.shape
+    members, sizes = offsets.diff(), tiles.plan(q, q)
+    starts, stops = (torch.repeat_interleave(t, members, output_size=N).int() for t in (offsets[:-1], offsets[1:]))
+    return sizes | {
+        "q_ptr": q.contiguous(),
+        "k_ptr": k.contiguous(),
+        "scale_ptr": scale,
+        "starts_ptr": starts,
+        "stops_ptr": stops,
+        "N": N,
+        "D": D,
+        "BM": min(32, sizes["BM"]),
+        "BN": 32,
+        "BK": max(32, sizes["BK"]),
+        "num_warps": 4,
+    }
 
 
-def forward(
-    q: torch.Tensor, k: torch.Tensor, scale: torch.Tensor, starts: torch.Tensor, stops: torch.Tensor
+def received_attention(
+    q: torch.Tensor, k: torch.Tensor, scale: torch.Tensor, offsets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(Σ_i A_ij, log_z), both [heads, N]. Two launches."""
-    heads, N, D = q.shape
-    sizes = _plan(q)
-    log_z, received = tiles.empty(q, heads, N), tiles.empty(q, heads, N)
-    grid = (triton.cdiv(N, sizes["BM"]), heads)
-    log_sum_kernel[grid](q, k, scale, starts, stops, log_z, N, D, **sizes)
-    sum_kernel[grid](q, k, scale, starts, stops, log_z, None, received, N, D, KEYS=True, **sizes)
-    return received, log_z
+    """(Σ_a Σ_i A^a_ij [N], log_z [heads, N]). Two launches and a sum over heads."""
+    heads, N, _ = q.shape
+    shared = _shared(q, k, scale, offsets)
+    shared["log_z_ptr"] = log_z = tiles.empty(q, heads, N)
+    received = tiles.empty(q, heads, N)
+    grid = (triton.cdiv(N, shared["BM"]), heads)
+    log_sum_kernel[grid](**shared)
+    sum_kernel[grid](by_received_ptr=None, sums_ptr=received, KEYS=True, **shared)
+    return received.sum(0), log_z
 
 
-def backward(
-    q: torch.Tensor, k: torch.Tensor, scale: torch.Tensor, starts: torch.Tensor, stops: torch.Tensor,
-    log_z: torch.Tensor, by_weight: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Gradients of q and k, [heads, N, D] float32, from ∂L/∂A_ij = by_weight_j. Three launches."""
+def received_attention_backward(
+    by_received: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    scale: torch.Tensor,
+    offsets: torch.Tensor,
+    log_z: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of q and k, [heads, N, D] float32. Three launches."""
     heads, N, D = q.shape
-    sizes = _plan(q)
+    shared = _shared(q, k, scale, offsets) | {"log_z_ptr": log_z, "by_received_ptr": by_received.contiguous()}
     BD = min(64, max(16, triton.next_power_of_2(D)))
     mean, by_q, by_k = tiles.empty(q, heads, N), tiles.empty(q, *q.shape), tiles.empty(q, *q.shape)
-    grid = (triton.cdiv(N, sizes["BM"]), heads)
-    sum_kernel[grid](q, k, scale, starts, stops, log_z, by_weight, mean, N, D, KEYS=False, **sizes)
-    for out, KEYS in ((by_q, False), (by_k, True)):
-        gradient_kernel[(*grid, triton.cdiv(D, BD))](
-            q, k, scale, starts, stops, log_z, by_weight, mean, out, N, D, KEYS=KEYS, BD=BD, **sizes
-        )
+    grid = (triton.cdiv(N, shared["BM"]), heads)
+    sum_kernel[grid](sums_ptr=mean, KEYS=False, **shared)
+    for gradient, KEYS in ((by_q, False), (by_k, True)):
+        gradient_kernel[(*grid, triton.cdiv(D, BD))](mean_ptr=mean, gradient_ptr=gradient, KEYS=KEYS, BD=BD, **shared)
     return by_q, by_k

@@ -1,6 +1,6 @@
 """The last launch of a fused Cluster Contrast step: gradients, the sum of the losses, and the memory update.
 
-The three do not touch one another's data: `finish_row` reads no memory, and all scores are two launches back.
+The three do not touch one another's data: `finish_row` reads no memory, and all logits are two launches back.
 """
 
 import torch
@@ -9,36 +9,75 @@ import triton.language as tl
 
 from reid_fast.kernels import cluster_nce, tiles
 from reid_fast.kernels.cluster_nce import finish_row, sum_losses
-from reid_fast.kernels.memory_update import update_row
+from reid_fast.kernels.memory_update import blocks, update_prototype
 
 
 @triton.jit(do_not_specialize=["parts"])
 def step_kernel(
-    memory, x, labels, scores, losses, factors, pulled, loss, gradient, B, D, parts, momentum, temperature,
-    MODE: tl.constexpr, NORMALIZE: tl.constexpr, GRAD: tl.constexpr, BB: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
+    memory_ptr,  # from here the arguments of `update_prototype`
+    x_ptr,
+    labels_ptr,
+    scores_ptr,
+    momentum,
+    temperature,
+    losses_ptr,  # from here those of `finish_row` and `sum_losses`
+    factors_ptr,
+    acc_ptr,
+    loss_ptr,
+    gradient_ptr,
+    parts,
+    B,
+    D,
+    MODE: tl.constexpr,
+    GRAD: tl.constexpr,
+    BB: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """B programs that update, B that finish a gradient, one that sums the losses."""
     program = tl.program_id(0)
     if program < B:
-        update_row(memory, x, labels, scores, program, B, D, momentum, temperature, MODE, NORMALIZE, BB, BD)
+        update_prototype(
+            memory_ptr, x_ptr, labels_ptr, scores_ptr, program, B, D, momentum, temperature, MODE, True, BB, BD
+        )
     elif program < 2 * B:
-        finish_row(x, factors, pulled, gradient, program - B, B, D, parts, BD, NORMALIZE, GRAD)
+        finish_row(x_ptr, factors_ptr, acc_ptr, gradient_ptr, program - B, B, D, parts, BD, True, GRAD)
     else:
-        sum_losses(losses, loss, B, BB)
+        sum_losses(losses_ptr, loss_ptr, B, BB)
 
 
-def step(
-    x: torch.Tensor, memory: torch.Tensor, labels: torch.Tensor, temperature: float, momentum: float, mode: str,
-    update_temperature: float | None = None, scores: torch.Tensor | None = None, *, normalize: bool = True,
-    spans: torch.Tensor | None = None, weights: torch.Tensor | None = None, needs_grad: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def cluster_step(
+    x: torch.Tensor,
+    memory: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float,
+    momentum: float,
+    mode: str,
+    update_temperature: float | None,
+    scores: torch.Tensor | None,
+    needs_grad: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, gradient [B, D] or [0]) in float32; contiguous `memory` changes in place. Three launches."""
     x, labels = x.contiguous(), labels.contiguous()
     B, D = x.shape
-    rows = cluster_nce.score(x, memory, labels, temperature, normalize, spans, weights, None, 0.0, 0.0, needs_grad)
-    loss, gradient = tiles.empty(x), tiles.empty(x, B, D) if needs_grad else tiles.empty(x, 0)
+    partial = cluster_nce.stream(x, memory, labels, temperature, True, None, None, None, needs_grad)
+    loss, gradient = tiles.results(x, needs_grad)
     step_kernel[(2 * B + 1,)](
-        memory, x, labels, scores, *rows, loss, gradient, B, D, len(rows.pulled) if needs_grad else 0,
-        momentum, update_temperature or 1.0, MODE=mode, NORMALIZE=normalize, GRAD=needs_grad,
-        BB=triton.next_power_of_2(B), BD=triton.next_power_of_2(D), num_warps=4 if B <= 1024 else 8,
-    )  # fmt: skip
+        memory_ptr=memory,
+        x_ptr=x,
+        labels_ptr=labels,
+        scores_ptr=scores,
+        momentum=momentum,
+        temperature=1.0 if update_temperature is None else update_temperature,
+        losses_ptr=partial.losses,
+        factors_ptr=partial.factors,
+        acc_ptr=partial.acc,
+        loss_ptr=loss,
+        gradient_ptr=gradient,
+        parts=partial.parts,
+        B=B,
+        D=D,
+        MODE=mode,
+        GRAD=needs_grad,
+        **blocks(B, D),
+    )
     return loss, gradient

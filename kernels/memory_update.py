@@ -13,65 +13,91 @@ import triton.language as tl
 
 
 @triton.jit
-def unit_row(x, member, d, D, NORMALIZE: tl.constexpr):
-    row = tl.load(x + member.to(tl.int64) * D + d, mask=d < D, other=0.0).to(tl.float32)
+def load_feature(
+    x_ptr,  # [B, D]
+    member,  # the feature's number
+    d,  # [BD] its elements
+    D,
+    NORMALIZE: tl.constexpr,  # divide it by its norm
+):
+    """One feature, [BD] float32."""
+    feature = tl.load(x_ptr + member.to(tl.int64) * D + d, mask=d < D, other=0.0).to(tl.float32)
     if NORMALIZE:
-        row = row / tl.maximum(tl.sqrt(tl.sum(row * row, axis=0)), 1e-12)
-    return row
+        feature = feature / tl.maximum(tl.sqrt(tl.sum(feature * feature, axis=0)), 1e-12)
+    return feature
 
 
 @triton.jit
-def blend(row, other, momentum):
-    row = momentum * row + (1 - momentum) * other
-    return row / tl.sqrt(tl.sum(row * row, axis=0))
+def blend(
+    prototype,  # [BD]
+    feature,  # [BD]
+    momentum,  # the share of the prototype that is kept
+):
+    """The L2-normalised mixture of both, [BD]."""
+    prototype = momentum * prototype + (1 - momentum) * feature
+    return prototype / tl.sqrt(tl.sum(prototype * prototype, axis=0))
 
 
 @triton.jit
-def update_row(
-    memory, x, labels, scores, first, B, D, momentum, temperature,
-    MODE: tl.constexpr, NORMALIZE: tl.constexpr, BB: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """Update the row that sample `first` names, if no earlier sample names it."""
+def update_prototype(
+    memory_ptr,  # [C, D], changed
+    x_ptr,  # [B, D] features
+    labels_ptr,  # [B] int64
+    scores_ptr,  # [B], with MODE "pick"
+    first,  # the sample of this program
+    B,
+    D,
+    momentum,  # the share of the old row that is kept
+    temperature,  # of MODE "weighted"
+    MODE: tl.constexpr,  # "serial", "hard", "weighted" or "pick"
+    NORMALIZE: tl.constexpr,  # L2-normalise the features first
+    BB: tl.constexpr,  # at least B
+    BD: tl.constexpr,  # at least D
+):
+    """Update the memory row that sample `first` names, if no earlier sample names it."""
     position = tl.arange(0, BB)
     d = tl.arange(0, BD)
-    label = tl.load(labels + first)
-    same = tl.load(labels + position, mask=position < B, other=-1) == label
+    label = tl.load(labels_ptr + first)
+    same = tl.load(labels_ptr + position, mask=position < B, other=-1) == label
     if tl.sum((same & (position < first)).to(tl.int32), axis=0) == 0:
-        at = memory + label.to(tl.int64) * D + d
-        row = tl.load(at, mask=d < D, other=0.0).to(tl.float32)
+        at = memory_ptr + label.to(tl.int64) * D + d
+        prototype = tl.load(at, mask=d < D, other=0.0).to(tl.float32)
         member = first
-        chosen = unit_row(x, member, d, D, NORMALIZE)
-        best = float("-inf")
-        weight = 0.0
+        chosen = load_feature(x_ptr, member, d, D, NORMALIZE)
+        running_max = float("-inf")
+        running_sum = 0.0
         while member < B:
-            x_row = unit_row(x, member, d, D, NORMALIZE)
+            feature = load_feature(x_ptr, member, d, D, NORMALIZE)
             if MODE == "serial":
-                row = blend(row, x_row, momentum)
+                prototype = blend(prototype, feature, momentum)
             elif MODE == "weighted":
-                score = -tl.sum(x_row * row, axis=0) / temperature
-                peak = tl.maximum(best, score)
-                keep, gain = tl.exp(best - peak), tl.exp(score - peak)
-                chosen = chosen * keep + x_row * gain
-                weight = weight * keep + gain
-                best = peak
+                logit = -tl.sum(feature * prototype, axis=0) / temperature
+                new_max = tl.maximum(running_max, logit)
+                rescale, e = tl.exp(running_max - new_max), tl.exp(logit - new_max)
+                chosen = chosen * rescale + feature * e
+                running_sum = running_sum * rescale + e
+                running_max = new_max
             else:
-                score = -tl.sum(x_row * row, axis=0) if MODE == "hard" else tl.load(scores + member).to(tl.float32)
-                chosen = tl.where(score > best, x_row, chosen)
-                best = tl.maximum(best, score)
+                if MODE == "hard":
+                    score = -tl.sum(feature * prototype, axis=0)
+                else:
+                    score = tl.load(scores_ptr + member).to(tl.float32)
+                chosen = tl.where(score > running_max, feature, chosen)
+                running_max = tl.maximum(running_max, score)
             member = tl.min(tl.where(same & (position > member), position, B), axis=0)
         if MODE == "weighted":
-            chosen = chosen / weight
+            chosen = chosen / running_sum
         if MODE != "serial":
-            row = blend(row, chosen, momentum)
-        tl.store(at, row.to(memory.dtype.element_ty), mask=d < D)
+            prototype = blend(prototype, chosen, momentum)
+        tl.store(at, prototype.to(memory_ptr.dtype.element_ty), mask=d < D)
 
 
 @triton.jit
 def update_kernel(
-    memory,
-    x,
-    labels,
-    scores,
+    memory_ptr,  # these are the arguments of `update_prototype`
+    x_ptr,
+    labels_ptr,
+    scores_ptr,
     B,
     D,
     momentum,
@@ -80,16 +106,40 @@ def update_kernel(
     BB: tl.constexpr,
     BD: tl.constexpr,
 ):
-    update_row(memory, x, labels, scores, tl.program_id(0), B, D, momentum, temperature, MODE, False, BB, BD)
+    """One program a sample."""
+    first = tl.program_id(0)
+    update_prototype(memory_ptr, x_ptr, labels_ptr, scores_ptr, first, B, D, momentum, temperature, MODE, False, BB, BD)
 
 
-def update(
-    memory: torch.Tensor, x: torch.Tensor, labels: torch.Tensor, momentum: float, mode: str,
-    temperature: float | None, scores: torch.Tensor | None,
-) -> None:  # fmt: skip
+def blocks(B: int, D: int) -> dict[str, int]:
+    """Whole batches and rows in one block, as the updates hold them."""
+    return {
+        "BB": triton.next_power_of_2(B),
+        "BD": triton.next_power_of_2(D),
+        "num_warps": 4 if B <= 1024 else 8,
+    }
+
+
+def memory_update(
+    memory: torch.Tensor,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    momentum: float,
+    mode: str,
+    temperature: float | None,
+    scores: torch.Tensor | None,
+) -> None:
     """In place on contiguous `memory`. One launch."""
     B, D = x.shape
     update_kernel[(B,)](
-        memory, x.contiguous(), labels.contiguous(), scores, B, D, momentum, temperature or 1.0,
-        MODE=mode, BB=triton.next_power_of_2(B), BD=triton.next_power_of_2(D), num_warps=4 if B <= 1024 else 8,
-    )  # fmt: skip
+        memory_ptr=memory,
+        x_ptr=x.contiguous(),
+        labels_ptr=labels.contiguous(),
+        scores_ptr=scores,
+        B=B,
+        D=D,
+        momentum=momentum,
+        temperature=1.0 if temperature is None else temperature,
+        MODE=mode,
+        **blocks(B, D),
+    )

@@ -1,7 +1,9 @@
-"""Device code that the streaming losses share: score tiles, gradient tiles, statistics of tiles, row norms.
+"""Device code that the streaming losses share: tiles of logits and gradients, statistics of tiles, row norms.
 
 B rows of features meet C columns of memory in tiles [BM, BN]; the D axis is walked in steps of BK. Products
-are taken in DOT, the lower of the two operand types, and accumulated in float32.
+are taken in DOT, the lower of the two operand types, and accumulated in float32. In all kernels these letters mean
+that, `rows` and `columns` are the numbers of a tile's features [BM] and memory rows [BN], and a name in `_ptr` is the
+first element of a contiguous array. Logits are products divided by the temperature.
 """
 
 import torch
@@ -13,14 +15,22 @@ DOT_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat1
 
 
 @triton.jit
-def row_scale(x, rows, B, D, BM: tl.constexpr, BK: tl.constexpr, NORMALIZE: tl.constexpr):
+def row_scale(
+    x_ptr,  # [B, D] features
+    rows,  # [BM]
+    B,
+    D,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    NORMALIZE: tl.constexpr,  # false: ones
+):
     """1 / max(‖x_i‖, 1e-12) for each row of the tile, or ones."""
     square = tl.zeros([BM], tl.float32)
     if NORMALIZE:
         for d in range(0, D, BK):
             k = d + tl.arange(0, BK)
             inside = (rows[:, None] < B) & (k[None, :] < D)
-            a = tl.load(x + rows[:, None].to(tl.int64) * D + k[None, :], mask=inside, other=0.0).to(tl.float32)
+            a = tl.load(x_ptr + rows[:, None].to(tl.int64) * D + k[None, :], mask=inside, other=0.0).to(tl.float32)
             square += tl.sum(a * a, axis=1)
         scale = 1.0 / tl.maximum(tl.sqrt(square), 1e-12)
     else:
@@ -29,81 +39,132 @@ def row_scale(x, rows, B, D, BM: tl.constexpr, BK: tl.constexpr, NORMALIZE: tl.c
 
 
 @triton.jit
-def score_tile(
-    x, memory, rows, columns, B, C, D, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr
+def product_tile(
+    x_ptr,  # [B, D] features
+    memory_ptr,  # [C, D]
+    rows,  # [BM]
+    columns,  # [BN]
+    B,
+    C,
+    D,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    DOT: tl.constexpr,
 ):
     """x[rows] · memory[columns]ᵀ as [BM, BN] float32; rows past B and columns past C give 0."""
-    score = tl.zeros([BM, BN], tl.float32)
+    product = tl.zeros([BM, BN], tl.float32)
     for d in range(0, D, BK):
         k = d + tl.arange(0, BK)
         a_inside = (rows[:, None] < B) & (k[None, :] < D)
         b_inside = (columns[:, None] < C) & (k[None, :] < D)
-        a = tl.load(x + rows[:, None].to(tl.int64) * D + k[None, :], mask=a_inside, other=0.0)
-        b = tl.load(memory + columns[:, None].to(tl.int64) * D + k[None, :], mask=b_inside, other=0.0)
+        a = tl.load(x_ptr + rows[:, None].to(tl.int64) * D + k[None, :], mask=a_inside, other=0.0)
+        b = tl.load(memory_ptr + columns[:, None].to(tl.int64) * D + k[None, :], mask=b_inside, other=0.0)
         # tf32x3: three tensor-core products that keep float32's accuracy; 16-bit operands ignore it.
-        score = tl.dot(a.to(DOT), tl.trans(b.to(DOT)), score, input_precision="tf32x3")
-    return score
+        product = tl.dot(a.to(DOT), tl.trans(b.to(DOT)), product, input_precision="tf32x3")
+    return product
 
 
 @triton.jit
-def gradient_tile(out, p, keep, memory, rows, columns, fresh, B, C, D, BK: tl.constexpr, DOT: tl.constexpr):
-    """out[rows] ← out[rows] · keep + p · memory[columns]; `fresh` reads `out` as 0.
+def add_gradient_tile(
+    partial_ptr,  # [B, D] float32, this program's own
+    by_logits,  # [BM, BN] ∂loss/∂logits
+    memory_ptr,  # [C, D]
+    rows,  # [BM]
+    columns,  # [BN]
+    fresh,  # whether `partial` holds nothing yet and reads as 0
+    B,
+    C,
+    D,
+    BK: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """partial[rows] ← partial[rows] + by_logits · memory[columns].
 
-    [BM, D] does not fit the registers, so `out` is this program's own slice of a workspace small enough for
+    [BM, D] does not fit the registers, so `partial` is this program's own slice of a workspace small enough for
     L2.
     """
     for d in range(0, D, BK):
         k = d + tl.arange(0, BK)
         inside = (rows[:, None] < B) & (k[None, :] < D)
         b_inside = (columns[:, None] < C) & (k[None, :] < D)
-        b = tl.load(memory + columns[:, None].to(tl.int64) * D + k[None, :], mask=b_inside, other=0.0)
-        at = out + rows[:, None].to(tl.int64) * D + k[None, :]
+        b = tl.load(memory_ptr + columns[:, None].to(tl.int64) * D + k[None, :], mask=b_inside, other=0.0)
+        at = partial_ptr + rows[:, None].to(tl.int64) * D + k[None, :]
         old = tl.load(at, mask=inside & (fresh == 0), other=0.0)
-        tl.store(at, tl.dot(p.to(DOT), b.to(DOT), old * keep[:, None], input_precision="tf32x3"), mask=inside)
+        tl.store(at, tl.dot(by_logits.to(DOT), b.to(DOT), old, input_precision="tf32x3"), mask=inside)
     tl.debug_barrier()  # the next tile may read these values from other threads
 
 
 @triton.jit
-def span_mask(columns, spans, rows, B, HAS_SPANS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, C):
-    """Which columns each row's softmax runs over: all C of them, or its own [start, stop)."""
+def span_mask(
+    columns,  # [BN]
+    spans_ptr,  # [B, 2] int64 [start, stop), with HAS_SPANS
+    rows,  # [BM]
+    B,
+    C,
+    HAS_SPANS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Which columns each row's softmax runs over, [BM, BN]: all C of them, or its own [start, stop)."""
     inside = tl.broadcast_to((columns < C)[None, :], [BM, BN])
     if HAS_SPANS:
-        start = tl.load(spans + 2 * rows, mask=rows < B, other=0)
-        stop = tl.load(spans + 2 * rows + 1, mask=rows < B, other=0)
+        start = tl.load(spans_ptr + 2 * rows, mask=rows < B, other=0)
+        stop = tl.load(spans_ptr + 2 * rows + 1, mask=rows < B, other=0)
         inside = inside & (columns[None, :] >= start[:, None]) & (columns[None, :] < stop[:, None])
     return inside
 
 
 @triton.jit
-def top_of(peaks, rows, first, last, B, BM: tl.constexpr):
-    """The maximum of each row over tiles first..last-1; -inf for none."""
-    top = tl.full([BM], float("-inf"), tl.float32)
+def max_of_tiles(
+    max_ptr,  # [tiles, B] the maximum of each row over the columns of a tile
+    rows,  # [BM]
+    first,  # the first tile that is read
+    last,  # the first one that is not
+    B,
+    BM: tl.constexpr,
+):
+    """The maximum of each row over tiles first..last-1, [BM]; -inf for none."""
+    row_max = tl.full([BM], float("-inf"), tl.float32)
     for start in range(first, last, BT):
         tile = start + tl.arange(0, BT)
         inside = (tile < last)[:, None] & (rows < B)[None, :]
         at = tile[:, None] * B + rows[None, :]
-        top = tl.maximum(top, tl.max(tl.load(peaks + at, mask=inside, other=float("-inf")), axis=0))
-    return top
+        row_max = tl.maximum(row_max, tl.max(tl.load(max_ptr + at, mask=inside, other=float("-inf")), axis=0))
+    return row_max
 
 
 @triton.jit
-def rest_of(peaks, totals, top, rows, count, B, BM: tl.constexpr):
-    """Σ e^{s - top} of each row over all tiles, without the target."""
-    rest = tl.zeros([BM], tl.float32)
+def sum_of_tiles(
+    max_ptr,  # [tiles, B] the maximum of each row over the columns of a tile
+    sum_ptr,  # [tiles, B] its sum of e^{logit - that maximum}
+    row_max,  # [BM] its maximum over all tiles
+    rows,  # [BM]
+    count,  # of tiles
+    B,
+    BM: tl.constexpr,
+):
+    """Σ e^{logit - row_max} of each row over all tiles, [BM]."""
+    row_sum = tl.zeros([BM], tl.float32)
     for start in range(0, count, BT):
         tile = start + tl.arange(0, BT)
         inside = (tile < count)[:, None] & (rows < B)[None, :]
         at = tile[:, None] * B + rows[None, :]
-        gain = tl.exp(tl.load(peaks + at, mask=inside, other=float("-inf")) - top[None, :])
-        rest += tl.sum(tl.load(totals + at, mask=inside, other=0.0) * gain, axis=0)
-    return rest
+        rescale = tl.exp(tl.load(max_ptr + at, mask=inside, other=float("-inf")) - row_max[None, :])
+        row_sum += tl.sum(tl.load(sum_ptr + at, mask=inside, other=0.0) * rescale, axis=0)
+    return row_sum
 
 
 @triton.jit
-def through_norm(h, x_row, scale, NORMALIZE: tl.constexpr):
-    """The gradient of x from h, the gradient of x·scale (x/‖x‖, when NORMALIZE)."""
+def through_norm(
+    h,  # [BD] the gradient of x·scale
+    x,  # [BD] one feature
+    scale,  # 1/‖x‖, or 1
+    NORMALIZE: tl.constexpr,
+):
+    """The gradient of x, [BD], from that of x·scale, which is x/‖x‖ when NORMALIZE."""
     if NORMALIZE:
-        unit = x_row * scale
+        unit = x * scale
         h = (h - unit * tl.sum(h * unit, axis=0)) * scale
     return h
 
@@ -148,4 +209,10 @@ def split(C: int, BN: int, row_blocks: int, device: torch.device) -> tuple[int, 
 
 
 def empty(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    """Float32 on the device of `like`."""
     return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def results(x: torch.Tensor, needs_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for a loss and the gradient of x, [B, D], or [0] where none is wanted."""
+    return empty(x), empty(x, *x.shape) if needs_grad else empty(x, 0)

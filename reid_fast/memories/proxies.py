@@ -73,7 +73,7 @@ class CameraProxies(VaryingBuffers):
         """
         row, weights, losses = self.row_of[cams, labels], ops.camera_weights(cams), {}
         if intra:
-            losses["intra"] = ops.cluster_nce(x, self.rows, row, temperature, columns=self.spans[cams], weights=weights)
+            losses["intra"] = ops.cluster_nce(x, self.rows, row, temperature, spans=self.spans[cams], weights=weights)
         if inter:
             losses["inter"] = inter * ops.camera_nce(
                 x, self.rows, self.labels, labels, temperature, negatives, weights=weights

@@ -6,7 +6,7 @@ from copy import deepcopy
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -31,7 +31,8 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     Raises:
         ValueError: the two have different numbers of parameters.
     """
-    moved, followed = list(teacher.parameters()), list(student.parameters())
+    moved: list[Tensor] = list(teacher.parameters())
+    followed: list[Tensor] = list(student.parameters())
     if len(moved) != len(followed):
         raise ValueError(f"the teacher has {len(moved)} parameters and the student {len(followed)}")
     torch._foreach_lerp_(moved, followed, 1 - momentum)

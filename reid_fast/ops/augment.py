@@ -1,14 +1,14 @@
-"""Training pictures from a store of decoded ones (random erasing: Zhong et al., arXiv 1708.04896)."""
+"""Training images from a store of decoded ones (random erasing: Zhong et al., arXiv 1708.04896)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from reid_fast.ops import fused
+from reid_fast.ops._registration import register
 
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
 _CACHED = 160_000  # values that are blurred at once: as float32 they stay in a core's cache from tap to tap
@@ -28,15 +28,15 @@ def augment(
     grey: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Gather pictures and apply, in this order: grey, flip, pad and crop, blur, normalise, erase.
+    """Gather images and apply, in this order: grey, flip, pad and crop, blur, normalise, erase.
 
     All tensors live on one device; the parameters are drawn elsewhere and nothing here is random.
 
     Args:
         images: [N, H, W, 3] uint8, contiguous.
-        index: [B] int64, which pictures.
+        index: [B] int64, which images.
         flip: [B] bool, mirror left and right.
-        crop: [B, 2] int32, top and left of the H×W crop relative to the picture; what lies outside is black.
+        crop: [B, 2] int32, top and left of the H×W crop relative to the image; what lies outside is black.
         erase: [B, 4] int32: top, left, height, width of the erased rectangle; height 0 = none.
         mean, std: three numbers each, for values in [0, 1].
         fill: three numbers, the erased rectangle after normalisation.
@@ -57,8 +57,7 @@ def augment(
     return _op(images, index, flip, crop, erase, blur, grey, centre, scale, list(fill), dtype)
 
 
-@custom_op("reid_fast::augment", mutates_args=(), device_types="cpu")
-def _op(
+def _cpu(
     images: Tensor,
     index: Tensor,
     flip: Tensor,
@@ -85,20 +84,19 @@ def _op(
 
 
 def _gather(images: Tensor, index: Tensor, flip: Tensor, crop: Tensor) -> Tensor:
-    """[B, H, W, 3] uint8: the chosen pictures, flipped, then cropped with black around."""
+    """[B, H, W, 3] uint8: the chosen images, flipped, then cropped with black around."""
     H, W = images.shape[1:3]
     pixels = images.new_zeros(len(index), *images.shape[1:])
     for out, i, mirrored, (top, left) in zip(pixels, index.tolist(), flip.tolist(), crop.tolist(), strict=True):
-        picture = images[i].flip(1) if mirrored else images[i]
+        image = images[i].flip(1) if mirrored else images[i]
         y, x = max(0, -top), max(0, -left)
-        part = picture[y + top : max(0, H + min(0, top)), x + left : max(0, W + min(0, left))]
+        part = image[y + top : max(0, H + min(0, top)), x + left : max(0, W + min(0, left))]
         out[y : y + part.shape[0], x : x + part.shape[1]] = part
     return pixels
 
 
-@fused.full_precision
 def _filter(pixels: Tensor, grey: bool, blur: Tensor | None) -> Tensor:
-    """[B, H, W, 3] uint8 pictures, grey or blurred where asked."""
+    """[B, H, W, 3] uint8 images, grey or blurred where asked."""
     if grey:
         pixels = _round(pixels.float() @ torch.tensor(LUMINANCE))[..., None].expand_as(pixels).contiguous()
     if blur is not None and blur.any():
@@ -108,7 +106,7 @@ def _filter(pixels: Tensor, grey: bool, blur: Tensor | None) -> Tensor:
 
 
 def _blur(pixels: Tensor, sigma: Tensor) -> Tensor:
-    """[n, H, W, 3] uint8 pictures, each through the separable Gaussian of its own σ."""
+    """[n, H, W, 3] uint8 images, each through the separable Gaussian of its own σ."""
     n, H, W, _ = pixels.shape
     radius = (3 * sigma).ceil()
     most = int(radius.max())
@@ -144,25 +142,15 @@ def _round(values: Tensor) -> Tensor:
     return values.add(0.5).floor().to(torch.uint8)
 
 
-@fused.register_cuda(_op)
-def _launch(
-    images: Tensor,
-    index: Tensor,
-    flip: Tensor,
-    crop: Tensor,
-    erase: Tensor,
-    blur: Tensor | None,
-    grey: bool,
-    centre: Sequence[float],
-    scale: Sequence[float],
-    fill: Sequence[float],
-    dtype: torch.dtype,
-) -> Tensor:
-    parameters = [t.contiguous() for t in (index, flip, crop, erase)]
-    return fused.kernels("augment").augment(images, *parameters, blur, grey, centre, scale, fill, dtype)
-
-
-@_op.register_fake
-def _(images: Tensor, index: Tensor, *rest: object) -> Tensor:
+def _fake(images: Tensor, index: Tensor, *rest: Any) -> Tensor:
     out = images.new_empty((len(index), *images.shape[1:]), dtype=rest[-1])
     return out.permute(0, 3, 1, 2)
+
+
+_op = register(
+    __name__,
+    "augment(Tensor images, Tensor index, Tensor flip, Tensor crop, Tensor erase, Tensor? blur, bool grey, "
+    "float[] centre, float[] scale, float[] fill, ScalarType dtype) -> Tensor",
+    _cpu,
+    _fake,
+)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import custom_op
 
-from reid_fast.ops import fused
+from reid_fast.ops import _numerics
+from reid_fast.ops._registration import needs_grad, register_loss
 
 
 def camera_nce_ref(
@@ -22,7 +22,7 @@ def camera_nce_ref(
     normalize: bool = True,
 ) -> Tensor:
     """`camera_nce` in plain PyTorch, differentiable: the definition of the op."""
-    x = fused.unit_rows(x, normalize)[0]
+    x = _numerics.normalized(x, normalize)[0]
     similarity = x @ memory.detach().to(x.dtype).T
     positive = labels[:, None] == memory_labels
     chosen = positive | _hardest(similarity.detach(), positive, negatives)
@@ -46,14 +46,14 @@ def camera_nce(
 
     ℓ_i = -(1/|P_i|) Σ_{r∈P_i} log( e^{a_r/τ} / Σ_{z∈P_i∪Q_i} e^{a_z/τ} ) with a = x_i·memory, P_i the proxies of label
     i and Q_i the `negatives` others of largest a: the lower row on ties, all of them where there are fewer. The loss is
-    Σ_i w_i ℓ_i; the gradient flows to `x` alone. CAP's contrast within a camera is `cluster_nce` with `columns`.
+    Σ_i w_i ℓ_i; the gradient flows to `x` alone. CAP's intra-camera contrast is `cluster_nce` with `spans`.
 
     Args:
         x: [B, D] features of any float type; L2-normalised here unless `normalize` is false.
         memory: [C, D] proxies, one per (camera, cluster).
         memory_labels: [C] int64, the cluster of each proxy.
         labels: [B] int64, the cluster of each feature; it has at least one proxy.
-        temperature: τ.
+        temperature: τ, positive.
         negatives: how many hard negatives, at most 128.
         weights: [B] w; 1/B by default. `camera_weights` gives the published sum of per-camera means.
 
@@ -61,12 +61,12 @@ def camera_nce(
         The loss, a float32 scalar.
 
     Raises:
-        ValueError: `negatives` out of range.
+        ValueError: `negatives` out of range, or a temperature that is not positive.
     """
+    _numerics.check_temperature(temperature)
     if not 1 <= negatives <= 128:
         raise ValueError(f"negatives must be 1..128, not {negatives}")
-    needs_grad = fused.wants_grad(x)
-    return _op(x, memory, memory_labels, labels, weights, temperature, negatives, normalize, needs_grad)[0]
+    return _op(x, memory, memory_labels, labels, temperature, negatives, weights, normalize, needs_grad(x))[0]
 
 
 def camera_weights(cams: Tensor) -> Tensor:
@@ -85,20 +85,18 @@ def _hardest(similarity: Tensor, positive: Tensor, negatives: int) -> Tensor:
     return torch.zeros_like(positive).scatter_(1, best, True) & ~positive
 
 
-@custom_op("reid_fast::camera_nce", mutates_args=(), device_types="cpu")
-@fused.full_precision
-def _op(
+def _cpu(
     x: Tensor,
     memory: Tensor,
     memory_labels: Tensor,
     labels: Tensor,
-    weights: Tensor | None,
     temperature: float,
     negatives: int,
+    weights: Tensor | None,
     normalize: bool,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    unit, norm = fused.unit_rows(x, normalize)
+    unit, norm = _numerics.normalized(x, normalize)
     memory = memory.to(unit.dtype)
     similarity = unit @ memory.T
     positive = labels[:, None] == memory_labels
@@ -111,23 +109,12 @@ def _op(
     if not needs_grad:
         return loss, loss.new_empty(0)
     by_score = log_p.exp_().sub_(q).mul_((weights / temperature)[:, None])
-    return loss, fused.pull_back(by_score, memory, unit, norm)
+    return loss, _numerics.pull_back(by_score, memory, unit, norm)
 
 
-def _launch(
-    x: Tensor,
-    memory: Tensor,
-    memory_labels: Tensor,
-    labels: Tensor,
-    weights: Tensor | None,
-    temperature: float,
-    negatives: int,
-    normalize: bool,
-    needs_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    return fused.kernels("camera_nce").contrast(
-        x, memory, memory_labels, labels, temperature, negatives, weights, normalize, needs_grad
-    )
-
-
-fused.register_loss(_op, _launch)
+_op = register_loss(
+    __name__,
+    "camera_nce(Tensor x, Tensor memory, Tensor memory_labels, Tensor labels, float temperature, int negatives, "
+    "Tensor? weights, bool normalize, bool needs_grad) -> (Tensor, Tensor)",
+    _cpu,
+)

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import custom_op
 
-from reid_fast.ops import fused
+from reid_fast.ops._numerics import widen
+from reid_fast.ops._registration import register
 
 
 def cluster_attention(q: Tensor, k: Tensor, x: Tensor, offsets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """How much attention each member of a cluster receives from the others, and the prototypes that follow.
 
     A^a = softmax over j ≠ i of scale · q^a_i·k^a_j, i and j of one cluster of n members; w_j = (1/hn) Σ_a Σ_i
-    A^a_ij, which sums to 1 over the cluster; its prototype is Σ_j w_j x_j, made unit. A sole member has w =
-    1. All are differentiable. On CUDA the n×n scores never reach memory; the weighted sum is plain PyTorch.
+    A^a_ij, which sums to 1 over the cluster; its prototype is Σ_j w_j x_j, L2-normalised. A sole member has w =
+    1. All are differentiable. On CUDA the n×n logits never reach memory; the weighted sum is plain PyTorch.
 
     Args:
-        q, k: [h, N, D] projections, one block of rows a cluster; usually unit rows.
+        q, k: [h, N, D] projections, one block of rows a cluster; usually L2-normalised rows.
         x: [N, F] the members' features.
         offsets: [clusters + 1] int64: cluster c owns the rows offsets[c]..offsets[c+1]-1, at least one.
         scale: scalar tensor, the inverse temperature.
@@ -29,7 +30,7 @@ def cluster_attention(q: Tensor, k: Tensor, x: Tensor, offsets: Tensor, scale: T
         The weights w, [N] float32, and the prototypes, [clusters, F] float32.
     """
     weights = received_attention(q, k, offsets, scale)
-    sums = torch.segment_reduce(weights[:, None] * fused.widen(x), "sum", lengths=offsets.diff(), axis=0)
+    sums = torch.segment_reduce(weights[:, None] * widen(x), "sum", lengths=offsets.diff(), axis=0)
     return weights, F.normalize(sums)
 
 
@@ -46,7 +47,7 @@ def received_attention(q: Tensor, k: Tensor, offsets: Tensor, scale: Tensor) -> 
 
 def received_attention_ref(q: Tensor, k: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
     """`received_attention` in plain PyTorch, differentiable: the definition."""
-    weights = fused.widen(q).new_ones(q.shape[1])
+    weights = widen(q).new_ones(q.shape[1])
     for rows, attention in _by_size(q, k, scale, offsets):
         weights = weights.index_put((rows,), attention.sum((0, 2)) / (len(q) * rows.shape[1]))
     return weights
@@ -54,84 +55,68 @@ def received_attention_ref(q: Tensor, k: Tensor, offsets: Tensor, scale: Tensor)
 
 def _by_size(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Clusters of equal size n > 1 together: (rows [m, n], attention [h, m, n, n])."""
-    q, k, sizes = fused.widen(q), fused.widen(k), offsets.diff()
+    q, k, sizes = widen(q), widen(k), offsets.diff()
     for n in sizes.unique().tolist():
         if n > 1:
             rows = offsets[:-1][sizes == n][:, None] + torch.arange(n, device=q.device)
-            scores = scale * (q[:, rows] @ k[:, rows].mT)
+            logits = scale * (q[:, rows] @ k[:, rows].mT)
             myself = torch.eye(n, dtype=torch.bool, device=q.device)
-            yield rows, scores.masked_fill(myself, -torch.inf).softmax(-1)
+            yield rows, logits.masked_fill(myself, -torch.inf).softmax(-1)
 
 
-@custom_op("reid_fast::received_attention", mutates_args=(), device_types="cpu")
-@fused.full_precision
-def _op(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+def _cpu(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Σ_a Σ_i A^a_ij [N], and what backward needs of the softmax ([h, N]; none on the CPU)."""
-    received = fused.widen(q).new_zeros(q.shape[1])
+    received = widen(q).new_zeros(q.shape[1])
     for rows, attention in _by_size(q, k, scale, offsets):
         received[rows] = attention.sum((0, 2))
     return received, received.new_empty(0)
 
 
-@custom_op("reid_fast::received_attention_backward", mutates_args=(), device_types="cpu")
-@fused.full_precision
-def _backward(
+def _backward_cpu(
     by_received: Tensor, q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor, log_z: Tensor
 ) -> tuple[Tensor, Tensor]:
-    by_q, by_k = torch.zeros_like(fused.widen(q)), torch.zeros_like(fused.widen(k))
+    by_q, by_k = torch.zeros_like(widen(q)), torch.zeros_like(widen(k))
     for rows, attention in _by_size(q, k, scale, offsets):
         push = by_received[rows][:, None, :]
-        by_score = attention * (push - (attention * push).sum(-1, keepdim=True)) * scale
-        by_q[:, rows] = by_score @ k[:, rows].to(by_score.dtype)
-        by_k[:, rows] = by_score.mT @ q[:, rows].to(by_score.dtype)
+        by_logits = attention * (push - (attention * push).sum(-1, keepdim=True)) * scale
+        by_q[:, rows] = by_logits @ k[:, rows].to(by_logits.dtype)
+        by_k[:, rows] = by_logits.mT @ q[:, rows].to(by_logits.dtype)
     return by_q, by_k
 
 
-def _bounds(offsets: Tensor, N: int) -> tuple[Tensor, Tensor]:
-    """The first row of each row's cluster and the first one behind it, [N] int32."""
-    sizes = offsets.diff()
-    start = torch.repeat_interleave(offsets[:-1], sizes, output_size=N)
-    stop = torch.repeat_interleave(offsets[1:], sizes, output_size=N)
-    return start.int(), stop.int()
-
-
-@fused.register_cuda(_op)
-def _launch(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    kernel = fused.kernels("cluster_attention")
-    bounds = _bounds(offsets, q.shape[1])
-    received, log_z = kernel.forward(q.contiguous(), k.contiguous(), scale, *bounds)
-    return received.sum(0), log_z
-
-
-@fused.register_cuda(_backward)
-def _launch_backward(
-    by_received: Tensor, q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor, log_z: Tensor
-) -> tuple[Tensor, Tensor]:
-    kernel = fused.kernels("cluster_attention")
-    bounds = _bounds(offsets, q.shape[1])
-    return kernel.backward(q.contiguous(), k.contiguous(), scale, *bounds, log_z, by_received.contiguous())
-
-
-@_op.register_fake
-def _(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    received = fused.widen(q).new_empty(q.shape[1])
+def _fake(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    received = widen(q).new_empty(q.shape[1])
     return received, received.new_empty(q.shape[:2] if q.is_cuda else (0,))
 
 
-@_backward.register_fake
-def _(by_received: Tensor, q: Tensor, k: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(fused.widen(q)), torch.empty_like(fused.widen(k))
+def _backward_fake(by_received: Tensor, q: Tensor, k: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(widen(q)), torch.empty_like(widen(k))
 
 
-def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+_op = register(
+    __name__,
+    "received_attention(Tensor q, Tensor k, Tensor scale, Tensor offsets) -> (Tensor, Tensor)",
+    _cpu,
+    _fake,
+)
+_backward = register(
+    __name__,
+    "received_attention_backward(Tensor by_received, Tensor q, Tensor k, Tensor scale, Tensor offsets, Tensor log_z) "
+    "-> (Tensor, Tensor)",
+    _backward_cpu,
+    _backward_fake,
+)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(ctx: torch.autograd.function.FunctionCtx, by_received: Tensor, _: Tensor) -> tuple:
+def _differentiate(ctx: Any, by_received: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     q, k, scale, offsets, log_z = ctx.saved_tensors
     by_q, by_k = _backward(by_received, q, k, scale, offsets, log_z)
-    by_scale = (q * by_q).sum() / scale  # every score is scale times a product with q
+    by_scale = (q * by_q).sum() / scale  # every logit is scale times a product with q
     return by_q.to(q.dtype), by_k.to(k.dtype), by_scale.to(scale.dtype), None
 
 

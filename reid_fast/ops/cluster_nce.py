@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from reid_fast.ops import fused
-
-_SCORES = 1 << 22  # scores that the CPU holds at once
+from reid_fast.ops import _numerics, target_nce
+from reid_fast.ops._registration import needs_grad, register_loss
 
 
 def cluster_nce_ref(
@@ -20,15 +18,15 @@ def cluster_nce_ref(
     normalize: bool = True,
     smoothing: float = 0.0,
     targets: Tensor | None = None,
-    columns: Tensor | None = None,
+    spans: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> Tensor:
     """`cluster_nce` in plain PyTorch, differentiable: the definition of the op."""
-    x = fused.unit_rows(x, normalize)[0]
-    scores = x @ memory.detach().to(x.dtype).T / temperature
-    inside = _inside(columns, scores)
-    q = _targets(inside, labels, targets, smoothing).to(x.dtype)
-    log_p = scores.masked_fill(~inside, -torch.inf).log_softmax(dim=1).masked_fill(~inside, 0)
+    x = _numerics.normalized(x, normalize)[0]
+    logits = x @ memory.detach().to(x.dtype).T / temperature
+    inside = target_nce.inside_spans(spans, logits)
+    q = target_nce.distribution(inside, labels, targets, smoothing).to(x.dtype)
+    log_p = logits.masked_fill(~inside, -torch.inf).log_softmax(dim=1).masked_fill(~inside, 0)
     losses = -(q * log_p).sum(dim=1)
     return losses.mean() if weights is None else losses @ weights.to(x.dtype)
 
@@ -42,128 +40,69 @@ def cluster_nce(
     normalize: bool = True,
     smoothing: float = 0.0,
     targets: Tensor | None = None,
-    columns: Tensor | None = None,
+    spans: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Cross entropy of the scores between features and prototypes.
+    """Cross entropy of the logits of features against prototypes.
 
     L = Σ_i w_i Σ_c -q_ic log p_ic with p_i = softmax over c of x_i·memory_c / τ; the gradient flows to `x` alone and is
-    computed with the loss. On CUDA no [B, C] array exists: what is kept of the scores has 32 MiB at most, in L2.
+    computed with the loss. On CUDA no [B, C] array exists: what is kept of the logits has 32 MiB at most, in L2.
     Products are taken there in the lower of the two types, and accumulated in float32. Two runs give the same bits.
 
     Args:
         x: [B, D] features of any float type; L2-normalised here unless `normalize` is false.
         memory: [C, D] prototypes, float32 or bfloat16.
-        labels: [B] int64, the column of each feature's prototype; inside its span if `columns` is given.
-        temperature: τ.
+        labels: [B] int64, the column of each feature's prototype; inside its span if `spans` is given.
+        temperature: τ, positive.
         normalize: divide each row of `x` by max(‖x‖, 1e-12) first.
         smoothing: ε of q = (1-ε)·onehot(label) + ε/n over the n columns of the row's softmax (ICE: 0.1).
         targets: [B, C] constant q instead of labels (DCCC's teacher), zero outside the spans. Then `labels`
             is unused.
-        columns: [B, 2] int64, the span [start, stop) of each row's softmax (CAP: the proxies of its camera).
+        spans: [B, 2] int64, the columns [start, stop) of each row's softmax (CAP: the proxies of its camera).
         weights: [B] w; 1/B by default.
 
     Returns:
         The loss, a float32 scalar (float64 for float64 features).
 
     Raises:
-        ValueError: `targets` together with `smoothing`.
+        ValueError: `targets` together with `smoothing`, or a temperature that is not positive.
     """
+    _numerics.check_temperature(temperature)
     if targets is not None and smoothing:
         raise ValueError("give targets or smoothing, not both")
-    loss, _ = _op(x, memory, labels, targets, columns, weights, temperature, normalize, smoothing, fused.wants_grad(x))
-    return loss
+    common, wanted = (x, memory, labels, temperature, normalize), needs_grad(x)
+    if targets is None and not smoothing:
+        return _op(*common, spans, weights, wanted)[0]
+    return target_nce.target_nce(*common, smoothing, targets, spans, weights, wanted)[0]
 
 
-@fused.without_autocast
-@fused.full_precision
 def loss_and_gradient(
     x: Tensor,
     memory: Tensor,
     labels: Tensor,
-    targets: Tensor | None,
-    columns: Tensor | None,
-    weights: Tensor | None,
     temperature: float,
     normalize: bool,
-    smoothing: float,
-    needs_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    """The op on the CPU, where B×C scores are held for some rows at a time."""
-    unit, norm = fused.unit_rows(x, normalize)
-    memory = memory.to(unit.dtype)
-    weights = unit.new_full((len(x),), 1 / len(x)) if weights is None else weights.to(unit.dtype)
-    loss, gradient = unit.new_zeros(()), torch.empty_like(unit if needs_grad else unit[:0, 0])
-    step = max(1, _SCORES // max(1, len(memory)))
-    for start in range(0, len(x), step):
-        rows = slice(start, start + step)
-        own, q, span, divisor = (None if t is None else t[rows] for t in (unit, targets, columns, norm))
-        part, by_score = _of_rows(own, memory, labels[rows], q, span, weights[rows], temperature, smoothing)
-        loss += part
-        if needs_grad:
-            gradient[rows] = fused.pull_back(by_score, memory, own, divisor)
-    return loss, gradient
-
-
-def _of_rows(
-    unit: Tensor,
-    memory: Tensor,
-    labels: Tensor,
-    targets: Tensor | None,
-    columns: Tensor | None,
-    weights: Tensor,
-    temperature: float,
-    smoothing: float,
-) -> tuple[Tensor, Tensor]:
-    """The loss of some rows, and its gradient by their products with the memory."""
-    scores = (unit @ memory.T).div_(temperature)
-    if targets is None and columns is None and not smoothing:
-        losses = scores.logsumexp(1) - scores.gather(1, labels[:, None])[:, 0]
-        by_score = scores.softmax(1).scatter_add_(1, labels[:, None], -torch.ones_like(unit[:, :1]))
-    else:
-        inside = _inside(columns, scores)
-        q = _targets(inside, labels, targets, smoothing).to(unit.dtype)
-        log_p = scores.masked_fill_(~inside, -torch.inf).log_softmax(1)
-        losses = -(q * log_p.masked_fill(~inside, 0)).sum(1)
-        by_score = q.sum(1, keepdim=True) * log_p.exp_() - q
-    return losses @ weights, by_score.mul_((weights / temperature)[:, None])
-
-
-def _inside(columns: Tensor | None, scores: Tensor) -> Tensor:
-    """Which columns each row's softmax runs over, [B, C]."""
-    if columns is None:
-        return torch.ones_like(scores, dtype=torch.bool)
-    column = torch.arange(scores.shape[1], device=scores.device)
-    return (column >= columns[:, :1]) & (column < columns[:, 1:])
-
-
-def _targets(inside: Tensor, labels: Tensor, targets: Tensor | None, smoothing: float) -> Tensor:
-    """q, [B, C]: what was given, or the smoothed one-hot rows."""
-    if targets is not None:
-        return targets.detach()
-    column = torch.arange(inside.shape[1], device=inside.device)
-    return (1 - smoothing) * (column == labels[:, None]) + smoothing * inside / inside.sum(1, keepdim=True)
-
-
-def launch(
-    x: Tensor,
-    memory: Tensor,
-    labels: Tensor,
-    targets: Tensor | None,
-    columns: Tensor | None,
+    spans: Tensor | None,
     weights: Tensor | None,
-    temperature: float,
-    normalize: bool,
-    smoothing: float,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The op on CUDA."""
-    common = {"normalize": normalize, "spans": columns, "weights": weights, "needs_grad": needs_grad}
-    if targets is None and not smoothing:
-        return fused.kernels("cluster_nce").contrast(x, memory, labels, temperature, **common)
-    contrast = fused.kernels("soft_targets").contrast
-    return contrast(x, memory, labels, targets, temperature, smoothing=smoothing, **common)
+    """The op on the CPU."""
+    if spans is not None:
+        return target_nce.loss_and_gradient(
+            x, memory, labels, temperature, normalize, 0.0, None, spans, weights, needs_grad
+        )
+
+    def of_rows(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        own = labels[rows, None]
+        losses = logits.logsumexp(1) - logits.gather(1, own)[:, 0]
+        return losses, logits.softmax(1).scatter_add_(1, own, -torch.ones_like(logits[:, :1]))
+
+    return _numerics.contrast_in_slices(of_rows, x, memory, weights, temperature, normalize, needs_grad)
 
 
-_op = custom_op("reid_fast::cluster_nce", mutates_args=(), device_types="cpu")(loss_and_gradient)
-fused.register_loss(_op, launch)
+_op = register_loss(
+    __name__,
+    "cluster_nce(Tensor x, Tensor memory, Tensor labels, float temperature, bool normalize, Tensor? spans, "
+    "Tensor? weights, bool needs_grad) -> (Tensor, Tensor)",
+    loss_and_gradient,
+)

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from reid_fast.ops import fused
+from reid_fast.ops import _numerics
+from reid_fast.ops._registration import fake_nothing, needs_grad, register, register_loss
 from reid_fast.ops.memory_update import memory_update_ref
 
 EPSILON = 1e-6  # the published loss adds it to the softmax's denominator and inside its logarithm
@@ -36,7 +36,7 @@ def class_means(memory: Tensor, memory_labels: Tensor, classes: int | None = Non
     """
     counts = torch.bincount(memory_labels, minlength=classes or 0)
     order = memory_labels.argsort(stable=True)
-    sums = torch.segment_reduce(fused.widen(memory)[order], "sum", lengths=counts, axis=0, initial=0)
+    sums = torch.segment_reduce(_numerics.widen(memory)[order], "sum", lengths=counts, axis=0, initial=0)
     return ClassMeans(sums / counts.clamp(min=1)[:, None], counts)
 
 
@@ -51,7 +51,7 @@ def hybrid_nce_ref(
     normalize: bool = True,
 ) -> Tensor:
     """`hybrid_nce` in plain PyTorch, over all N rows as published, differentiable: the definition."""
-    x = fused.unit_rows(x, normalize)[0]
+    x = _numerics.normalized(x, normalize)[0]
     similarity = x @ memory.detach().to(x.dtype).T / temperature
     counts = torch.bincount(memory_labels)
     scores = similarity.new_zeros(len(x), len(counts)).index_add(1, memory_labels, similarity)
@@ -80,20 +80,24 @@ def hybrid_nce(
 
     Args:
         x: [B, D] features of any float type; L2-normalised here unless `normalize` is false.
-        memory: [N, D] unit rows.
+        memory: [N, D] L2-normalised rows.
         memory_labels: [N] int64, the class of each row; classes may be empty.
         index: [B] int64, the row of each feature's own image.
-        temperature: τ.
+        temperature: τ, positive.
         focal: γ: 0 for SpCL, 4 in CACL's code.
         classes: the running means of `memory` (see `class_means`, `hybrid_update`). Without them all of the
             memory is read, and on CUDA the number of classes is fetched from the device.
 
     Returns:
         The loss, a float32 scalar.
+
+    Raises:
+        ValueError: a temperature that is not positive.
     """
+    _numerics.check_temperature(temperature)
     means, counts = class_means(memory, memory_labels) if classes is None else classes
     labels = memory_labels[index]
-    return _op(x, means, counts, labels, temperature, focal, normalize, fused.wants_grad(x))[0]
+    return _op(x, means, counts, labels, temperature, focal, EPSILON, normalize, needs_grad(x))[0]
 
 
 def hybrid_update(
@@ -102,10 +106,10 @@ def hybrid_update(
     """`memory_update` (serial) of the rows `index`, in place, and of the class means by what their members moved.
 
     Args:
-        memory: [N, D] contiguous unit rows.
+        memory: [N, D] contiguous L2-normalised rows.
         memory_labels: [N] int64, the class of each row.
         classes: the means to keep in step, changed in place.
-        x: [B, D] unit rows.
+        x: [B, D] L2-normalised rows.
         index: [B] int64 rows of `memory`; repetitions are applied in batch order.
         momentum: the share of the old row that is kept.
     """
@@ -114,71 +118,57 @@ def hybrid_update(
     _update(memory, classes.means, classes.counts, memory_labels, x.detach(), index, momentum)
 
 
-@custom_op("reid_fast::hybrid_nce", mutates_args=(), device_types="cpu")
-@fused.full_precision
-def _op(
+def _cpu(
     x: Tensor,
     means: Tensor,
     counts: Tensor,
     labels: Tensor,
     temperature: float,
     focal: float,
+    epsilon: float,
     normalize: bool,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    unit, norm = fused.unit_rows(x, normalize)
+    unit, norm = _numerics.normalized(x, normalize)
     means = means.to(unit.dtype)
-    scores = (unit @ means.T).div_(temperature).masked_fill_(counts == 0, -torch.inf)
-    top = scores.amax(1, keepdim=True)
-    p = (scores - top).exp_()
-    p /= p.sum(1, keepdim=True) + EPSILON * torch.exp(-top)
+    logits = (unit @ means.T).div_(temperature).masked_fill_(counts == 0, -torch.inf)
+    top = logits.amax(1, keepdim=True)
+    p = (logits - top).exp_()
+    p /= p.sum(1, keepdim=True) + epsilon * torch.exp(-top)
     own = p.gather(1, labels[:, None])
-    weight, log_p = (1 - own) ** focal, (own + EPSILON).log()
+    weight, log_p = (1 - own) ** focal, (own + epsilon).log()
     loss = -(weight * log_p).mean()
     if not needs_grad:
         return loss, loss.new_empty(0)
-    slope = own * weight / (own + EPSILON)  # -p ∂L/∂p
+    slope = own * weight / (own + epsilon)  # -p ∂L/∂p
     if focal:
         slope -= own * focal * (1 - own) ** (focal - 1) * log_p
     p.scatter_add_(1, labels[:, None], -torch.ones_like(own))
-    return loss, fused.pull_back(p.mul_(slope / (len(x) * temperature)), means, unit, norm)
+    return loss, _numerics.pull_back(p.mul_(slope / (len(x) * temperature)), means, unit, norm)
 
 
-def _launch(
-    x: Tensor,
-    means: Tensor,
-    counts: Tensor,
-    labels: Tensor,
-    temperature: float,
-    focal: float,
-    normalize: bool,
-    needs_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    return fused.kernels("cluster_nce").contrast(
-        x, means, labels, temperature, normalize=normalize, alive=counts, epsilon=EPSILON, focal=focal,
-        needs_grad=needs_grad,
-    )  # fmt: skip
+_op = register_loss(
+    __name__,
+    "hybrid_nce(Tensor x, Tensor means, Tensor counts, Tensor labels, float temperature, float focal, float epsilon, "
+    "bool normalize, bool needs_grad) -> (Tensor, Tensor)",
+    _cpu,
+)
 
 
-fused.register_loss(_op, _launch)
-
-
-@custom_op("reid_fast::hybrid_update", mutates_args=("memory", "means"), device_types="cpu")
-def _update(
-    memory: Tensor, means: Tensor, counts: Tensor, labels: Tensor, x: Tensor, index: Tensor, momentum: float
+def _update_cpu(
+    memory: Tensor, means: Tensor, counts: Tensor, memory_labels: Tensor, x: Tensor, index: Tensor, momentum: float
 ) -> None:
     touched = index.unique()
-    old = fused.widen(memory[touched])
+    old = _numerics.widen(memory[touched])
     memory_update_ref(memory, x, index, momentum)
-    moved = (fused.widen(memory[touched]) - old).to(means.dtype) / counts[labels[touched]][:, None]
-    means.index_add_(0, labels[touched], moved)
+    moved = (_numerics.widen(memory[touched]) - old).to(means.dtype) / counts[memory_labels[touched]][:, None]
+    means.index_add_(0, memory_labels[touched], moved)
 
 
-@fused.register_cuda(_update)
-def _(memory: Tensor, means: Tensor, counts: Tensor, labels: Tensor, x: Tensor, index: Tensor, momentum: float) -> None:
-    fused.kernels("hybrid_update").update(memory, means, counts, labels, x, index, momentum)
-
-
-@_update.register_fake
-def _(*_: object) -> None:
-    return None
+_update = register(
+    __name__,
+    "hybrid_update(Tensor(a!) memory, Tensor(b!) means, Tensor counts, Tensor memory_labels, Tensor x, Tensor index, "
+    "float momentum) -> ()",
+    _update_cpu,
+    fake_nothing,
+)

@@ -7,9 +7,9 @@ from collections import defaultdict
 import numpy as np
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from reid_fast.ops import fused
+from reid_fast.ops._numerics import check_temperature, full_precision, widen
+from reid_fast.ops._registration import fake_nothing, register
 
 MODES = ("serial", "hard", "weighted", "pick")
 
@@ -24,7 +24,7 @@ def memory_update(
     *,
     scores: Tensor | None = None,
 ) -> None:
-    """Update the rows of `memory` named by `labels`, in place, from the unit rows `x`; each row is unit again after.
+    """Update the rows of `memory` named by `labels`, in place, from `x`; each is L2-normalised again after.
 
     serial    for i = 0..B-1 in batch order: c ← m·c + (1-m)·x_i, then c ← c/‖c‖ (Cluster Contrast's momentum
               update).
@@ -36,33 +36,37 @@ def memory_update(
               of RCL).
 
     Args:
-        memory: [C, D] contiguous unit rows, float32 or bfloat16 (accumulated in float32).
-        x: [B, D] unit rows, any float type.
+        memory: [C, D] contiguous L2-normalised rows, float32 or bfloat16 (accumulated in float32).
+        x: [B, D] L2-normalised rows, any float type.
         labels: [B] int64 in [0, C); a row may be named any number of times, or never.
         momentum: m, the share of the old row that is kept.
         mode: one of `MODES`.
-        temperature: the softmax weights' temperature, for "weighted" only.
+        temperature: the softmax weights' temperature, positive, for "weighted" only.
         scores: [B], for "pick" only.
 
     Raises:
-        ValueError: an unknown mode, a mode without its argument, or a memory that is not contiguous.
+        ValueError: an unknown mode, a mode without its argument, a temperature that is not positive, or a memory that
+            is not contiguous.
     """
     check(memory, mode, temperature, scores)
     _op(memory, x.detach(), labels, momentum, mode, temperature, scores)
 
 
 def check(memory: Tensor, mode: str, temperature: float | None, scores: Tensor | None) -> None:
+    """Refuse what `memory_update` cannot do."""
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if mode == "weighted" and temperature is None:
         raise ValueError('mode="weighted" needs a temperature')
+    if temperature is not None:
+        check_temperature(temperature)
     if mode == "pick" and scores is None:
         raise ValueError('mode="pick" needs scores')
     if not memory.is_contiguous():
         raise ValueError("memory must be contiguous: it is updated in place")
 
 
-@fused.without_autocast
+@full_precision
 def memory_update_ref(
     memory: Tensor,
     x: Tensor,
@@ -80,10 +84,10 @@ def memory_update_ref(
     groups = defaultdict(list)
     for position, label in enumerate(labels.tolist()):
         groups[label].append(position)
-    x = x.detach().to(fused.widen(memory).dtype)
+    x = x.detach().to(widen(memory).dtype)
     touched = torch.tensor(sorted(groups, key=lambda label: -len(groups[label])), device=memory.device)
     members = [groups[label] for label in touched.tolist()]
-    rows = fused.widen(memory[touched])
+    rows = widen(memory[touched])
     if mode == "serial":
         # Rounds are many and small. On the CPU NumPy does them, on the same memory: it starts no threads.
         arrays = (rows.numpy(), x.numpy()) if rows.device.type == "cpu" else (rows, x)
@@ -112,45 +116,23 @@ def _representatives(
     """[clusters, D]: what each cluster's row is blended with."""
     order = [position for group in members for position in group]
     owner = torch.tensor([i for i, group in enumerate(members) for _ in group], device=x.device)
-    if mode != "pick":
+    if scores is None or mode != "pick":
         scores = x.new_empty(len(x))
         scores[order] = -(x[order] * rows[owner]).sum(1)
     value = scores.tolist()
     hardest = [max(group, key=value.__getitem__) for group in members]  # the first one on ties
-    if mode != "weighted":
+    if mode != "weighted" or temperature is None:
         return x[hardest]
     weights = ((scores[order] - scores[hardest][owner]) / temperature).exp_()
     total = weights.new_zeros(len(members)).index_add_(0, owner, weights)
     return torch.zeros_like(rows).index_add_(0, owner, x[order] * (weights / total[owner])[:, None])
 
 
-# The op's own argument is `rule`: torch's functionalisation of mutable ops (2.13) cannot pass `mode`.
-@custom_op("reid_fast::memory_update", mutates_args=("memory",), device_types="cpu")
-def _op(
-    memory: Tensor,
-    x: Tensor,
-    labels: Tensor,
-    momentum: float,
-    rule: str,
-    temperature: float | None,
-    scores: Tensor | None,
-) -> None:
-    memory_update_ref(memory, x, labels, momentum, rule, temperature, scores)
-
-
-@fused.register_cuda(_op)
-def _launch(
-    memory: Tensor,
-    x: Tensor,
-    labels: Tensor,
-    momentum: float,
-    rule: str,
-    temperature: float | None,
-    scores: Tensor | None,
-) -> None:
-    fused.kernels("memory_update").update(memory, x, labels, momentum, rule, temperature, scores)
-
-
-@_op.register_fake
-def _(*_: object) -> None:
-    return None
+_op = register(
+    __name__,
+    # Only the schema says `mode_`: torch's functionalisation of mutable ops (2.13) cannot pass an argument `mode`.
+    "memory_update(Tensor(a!) memory, Tensor x, Tensor labels, float momentum, str mode_, float? temperature, "
+    "Tensor? scores) -> ()",
+    memory_update_ref,
+    fake_nothing,
+)

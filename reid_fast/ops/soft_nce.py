@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reid_fast.ops._numerics import check_temperature, full_precision, widen
 from reid_fast.ops.cluster_nce import cluster_nce
-from reid_fast.ops.fused import full_precision, widen
 
 
 @full_precision
@@ -20,17 +20,21 @@ def hard_nce(x: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> 
     """Pull each feature to its least similar positive, away from all other identities of the batch.
 
     L = (1/B) Σ_i -log( e^{g⁺/τ} / (e^{g⁺/τ} + Σ_{j: y_j≠y_i} e^{g_ij/τ}) ) with g = cosine of x_i and teacher_j and g⁺
-    = min_{j: y_j=y_i} g_ij, its own picture included.
+    = min_{j: y_j=y_i} g_ij, its own image included.
 
     Args:
         x: [B, D] features of any float type; the gradient flows to them alone.
-        teacher: [B, D] the teacher's features of another view of the same pictures.
+        teacher: [B, D] the teacher's features of another view of the same images.
         labels: [B] int64.
         temperature: τ (0.1).
 
     Returns:
         The loss, a scalar.
+
+    Raises:
+        ValueError: a temperature that is not positive.
     """
+    check_temperature(temperature)
     similarity = F.normalize(widen(x)) @ F.normalize(widen(teacher.detach())).T / temperature
     same = labels[:, None] == labels
     positive = similarity.masked_fill(~same, torch.inf).amin(1)
@@ -53,7 +57,11 @@ def soft_nce(x: Tensor, teacher: Tensor, weak: Tensor, temperature: float) -> Te
 
     Returns:
         The loss, a float32 scalar.
+
+    Raises:
+        ValueError: a temperature that is not positive.
     """
+    check_temperature(temperature)
     teacher, weak = (F.normalize(widen(t.detach())) for t in (teacher, weak))
     log_q = (weak @ weak.T / temperature).log_softmax(1)
     q = log_q.exp()

@@ -1,4 +1,4 @@
-"""augment against a picture built pixel by pixel, its kernel, and the DALI pipeline that streams the same."""
+"""augment against an image built pixel by pixel, its kernel, and the DALI pipeline that streams the same."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ MEAN, STD, FILL = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (0.3, 0.2, 0.1)
 def literal(images, index, flip, crop, erase, blur, grey):
     """[B, 3, H, W] float64, one pixel after another."""
     H, W = images.shape[1:3]
-    pictures = []
+    augmented = []
     for i, image in enumerate(images[index].double().numpy()):
         image = image[:, ::-1] if flip[i] else image
         if grey:
@@ -34,18 +34,18 @@ def literal(images, index, flip, crop, erase, blur, grey):
         out = (out / 255 - MEAN) / STD
         top, left, height, width = erase[i].tolist()
         out[top : top + height, left : left + width] = FILL
-        pictures.append(torch.from_numpy(out))
-    return torch.stack(pictures).permute(0, 3, 1, 2)
+        augmented.append(torch.from_numpy(out))
+    return torch.stack(augmented).permute(0, 3, 1, 2)
 
 
-def blurred(picture, sigma):
+def blurred(image, sigma):
     r = int(np.ceil(3 * sigma))
     weights = np.exp(-(np.arange(-r, r + 1) ** 2) / (2 * sigma**2))
     weights = np.outer(weights, weights) / weights.sum() ** 2
-    padded = np.pad(picture, [(r, r), (r, r), (0, 0)], mode="reflect")
-    out = np.empty_like(picture)
-    for y in range(len(picture)):
-        for x in range(picture.shape[1]):
+    padded = np.pad(image, [(r, r), (r, r), (0, 0)], mode="reflect")
+    out = np.empty_like(image)
+    for y in range(len(image)):
+        for x in range(image.shape[1]):
             out[y, x] = np.tensordot(weights, padded[y : y + 2 * r + 1, x : x + 2 * r + 1])
     return np.floor(out + 0.5)
 
@@ -68,7 +68,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_matches_the_literal_picture(case, device):
+def test_matches_the_literal_image(case, device):
     inputs = problem(*CASES[case])
     *inputs, blur, grey = inputs
     expected = literal(*inputs, blur, grey).float()
@@ -88,14 +88,14 @@ def test_matches_the_literal_picture(case, device):
 
 
 def test_matches_the_stream(tmp_path):
-    """The same parameters give the same picture through DALI, from files."""
-    image = pytest.importorskip("PIL.Image")
+    """The same parameters give the same image through DALI, from files."""
+    pil = pytest.importorskip("PIL.Image")
     pytest.importorskip("nvidia.dali")
     view = View(pad=4, erase=1.0)
     images, index, flip, crop, erase, *_ = problem(4, 32, 16, 6, view)
     paths = [tmp_path / f"{i}.png" for i in range(4)]
-    for path, picture in zip(paths, images.numpy(), strict=True):
-        image.fromarray(picture).save(path)
+    for path, pixels in zip(paths, images.numpy(), strict=True):
+        pil.fromarray(pixels).save(path)
     drawn = draw(view, (32, 16), np.arange(6), seed=3, epoch=0)
     stream = ImageStream(paths, (32, 16), views=[view], batch_size=6, threads=1)
     ((streamed,),) = stream([(index.numpy(), [drawn])])
@@ -103,7 +103,7 @@ def test_matches_the_stream(tmp_path):
     assert torch.equal(stored, streamed)
 
 
-def test_a_blurred_picture_does_not_depend_on_the_others():
+def test_a_blurred_image_does_not_depend_on_the_others():
     """Also where they are more than are blurred at once."""
     *inputs, blur, _ = problem(7, 61, 37, 50, View(pad=2, blur=0.7))
     numbers = {"mean": MEAN, "std": STD, "fill": FILL}
@@ -117,20 +117,28 @@ def test_a_blurred_picture_does_not_depend_on_the_others():
         assert (off > 0).float().mean() < 2e-3
 
 
-def test_a_blur_that_is_wider_than_the_picture():
+def test_a_blur_that_is_wider_than_the_image():
     *inputs, blur, _ = problem(1, 6, 40, 2, View(pad=0, blur=1.0, blur_sigma=(1.9, 2.0)))
     with pytest.raises(ValueError, match="radius 6 cannot be reflected at the borders of 6×40"):
         augment(*inputs, mean=MEAN, std=STD, fill=FILL, blur=blur)
 
 
-def test_low_precision_opcheck_and_wrong_use():
-    *inputs, blur, grey = problem(*CASES["plain"])
+def test_low_precision_is_rounded_once():
+    *inputs, _, _ = problem(*CASES["plain"])
     numbers = {"mean": MEAN, "std": STD, "fill": FILL}
     half = augment(*inputs, **numbers, dtype=torch.bfloat16)
     torch.testing.assert_close(half, augment(*inputs, **numbers).bfloat16())
+
+
+def test_opcheck():
+    *inputs, blur, grey = problem(*CASES["plain"])
     opcheck(_op, (*inputs, blur, grey, [1.0] * 3, [0.0] * 3, list(FILL), torch.float32))
+
+
+def test_images_of_another_type_are_refused():
+    images, *inputs, _, _ = problem(*CASES["plain"])
     with pytest.raises(ValueError, match="uint8"):
-        augment(inputs[0].float(), *inputs[1:], **numbers)
+        augment(images.float(), *inputs, mean=MEAN, std=STD, fill=FILL)
 
 
 @pytest.mark.gpu

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from contrast import on, with_gradient
 from inputs import near, phi, unit_phi
 from torch.library import opcheck
 
@@ -37,13 +38,6 @@ def problem(B, C, identities, D, dtype=torch.float32):
     )
 
 
-def with_gradient(loss, x, *rest, **more):
-    x = x.clone().requires_grad_()
-    value = loss(x, *rest, **more)
-    value.backward()
-    return value.detach(), x.grad
-
-
 @pytest.mark.parametrize(("negatives", "normalize"), [(3, True), (20, False)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_matches_the_literal_loss(shape, negatives, normalize, device):
@@ -54,8 +48,15 @@ def test_matches_the_literal_loss(shape, negatives, normalize, device):
         value, by_x = with_gradient(loss, *case, **more)
         torch.testing.assert_close(value, expected)
         torch.testing.assert_close(by_x, gradient)
-    x, memory, *labels = (t.to(device, torch.float32 if t.is_floating_point() else t.dtype) for t in case[:4])
-    loss, by_x = kernel.contrast(x, memory, *labels, 0.3, negatives, more["weights"].to(device), normalize)
+
+
+@pytest.mark.parametrize(("negatives", "normalize"), [(3, True), (20, False)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernels_match_the_literal_loss(shape, negatives, normalize, device):
+    case, weights = (*problem(*shape), 0.3, negatives), torch.rand(shape[0])
+    exact = [t.double() if torch.is_tensor(t) and t.is_floating_point() else t for t in (*case, weights, normalize)]
+    expected, gradient = with_gradient(literal, *exact)
+    loss, by_x = kernel.camera_nce(*on(device, *case, weights, normalize, True))
     torch.testing.assert_close(loss.cpu(), expected.float(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(by_x.cpu(), gradient.float(), atol=5e-6, rtol=1e-4)
 
@@ -72,9 +73,7 @@ def test_ties_take_the_lower_row_and_few_negatives_are_enough(device):
         case = (memory, memory_labels, labels, 0.5, negatives)
         expected = with_gradient(literal, x, *case)
         actual = with_gradient(camera_nce, x, *case)
-        loss, by_x = kernel.contrast(
-            x.to(device), *(t.to(device) for t in case[:3]), temperature=0.5, negatives=negatives
-        )
+        loss, by_x = kernel.camera_nce(*on(device, x, *case, None, True, True))
         for value, gradient in (actual, (loss.cpu(), by_x.cpu())):
             torch.testing.assert_close(value, expected[0])
             torch.testing.assert_close(gradient, expected[1])
@@ -94,11 +93,11 @@ def test_golden_cap():
     assert memory_labels.tolist() == [0, 1, 2, 0, 1, 0, 2, 3]
     batch = torch.tensor([0, 1, 5, 6, 8, 11])
     labels, cams, raw = all_labels[batch], all_cams[batch], phi(6, 2.0).requires_grad_()
-    rows = [list(zip(proxy_cams, memory_labels.tolist(), strict=True)).index((int(c), int(k)))
-            for c, k in zip(cams, labels, strict=True)]  # fmt: skip
+    numbers = list(zip(proxy_cams, memory_labels.tolist(), strict=True))
+    rows = [numbers.index((int(c), int(k))) for c, k in zip(cams, labels, strict=True)]
     spans = torch.tensor([[proxy_cams.index(c), proxy_cams.index(c) + proxy_cams.count(c)] for c in cams])
     rows, weights = torch.tensor(rows), camera_weights(cams)
-    intra = cluster_nce(raw, memory, rows, 0.07, columns=spans, weights=weights)
+    intra = cluster_nce(raw, memory, rows, 0.07, spans=spans, weights=weights)
     inter = camera_nce(raw, memory, memory_labels, labels, 0.07, 3, weights=weights)
     near(intra.detach(), 21.405336)
     near(torch.autograd.grad(intra, raw, retain_graph=True)[0].norm(), 10.051166)
@@ -111,14 +110,21 @@ def test_golden_cap():
     near(memory[0], [-0.159295, -0.552367, -0.191506, 0.390261, 0.394419, -0.175182, -0.524292, -0.139286])
 
 
-def test_opcheck_and_gradcheck():
+def test_opcheck():
     x, *rest = problem(4, 12, 5, 6, torch.float64)
-    x.requires_grad_()
-    opcheck(_op, (x, *rest, None, 0.3, 3, True, True))
-    for loss in (camera_nce, camera_nce_ref):
-        assert torch.autograd.gradcheck(lambda x, loss=loss: loss(x, *rest, 0.3, 3), x)
+    opcheck(_op, (x.requires_grad_(), *rest, 0.3, 3, None, True, True))
+
+
+@pytest.mark.parametrize("loss", [camera_nce, camera_nce_ref])
+def test_gradcheck(loss):
+    x, *rest = problem(4, 12, 5, 6, torch.float64)
+    assert torch.autograd.gradcheck(lambda x: loss(x, *rest, 0.3, 3), x.requires_grad_())
+
+
+@pytest.mark.parametrize("negatives", [0, 200])
+def test_a_number_of_negatives_out_of_range_is_refused(negatives):
     with pytest.raises(ValueError, match="negatives"):
-        camera_nce(x, *rest, 0.3, 200)
+        camera_nce(*problem(4, 12, 5, 6), 0.3, negatives)
 
 
 @pytest.mark.gpu

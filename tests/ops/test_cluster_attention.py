@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from contrast import on
 from torch.library import opcheck
 
 from reid_fast.kernels import cluster_attention as kernel
 from reid_fast.ops import cluster_attention, received_attention
-from reid_fast.ops.cluster_attention import _bounds, _op, received_attention_ref
+from reid_fast.ops.cluster_attention import _op, received_attention_ref
 
 CASES = [([2], 1, 1), ([2, 3, 7, 2], 2, 5), ([1, 40, 33, 5, 1, 2], 3, 17), ([67], 1, 67)]  # sizes, heads, D
 
@@ -53,40 +54,51 @@ def test_matches_dense_attention(case):
     torch.testing.assert_close(received_attention_ref(q, k, offsets, scale), literal(*inputs)[0])
 
 
-def test_received_attention_passes_over_empty_clusters(device):
+GAPS = torch.tensor([0, 0, 3, 3, 4, 9, 9, 9])
+
+
+def test_received_attention_passes_over_empty_clusters():
     q, k, _, offsets, scale = problem([3, 1, 5], 2, 7)
     expected = received_attention_ref(q, k, offsets, scale)
-    gaps = torch.tensor([0, 0, 3, 3, 4, 9, 9, 9])
-    torch.testing.assert_close(received_attention(q, k, gaps, scale), expected)
-    bounds = [t.to(device) for t in _bounds(gaps, 9)]
-    received, _ = kernel.forward(*(t.to(device) for t in (q, k, scale)), *bounds)
+    torch.testing.assert_close(received_attention(q, k, GAPS, scale), expected)
+
+
+def test_kernels_pass_over_empty_clusters(device):
+    q, k, _, offsets, scale = problem([3, 1, 5], 2, 7)
+    expected = received_attention_ref(q, k, offsets, scale)
+    received, _ = kernel.received_attention(*on(device, q, k, scale, GAPS))
     sizes = torch.tensor([3] * 3 + [1] + [5] * 5)
-    alone = sizes == 1
-    torch.testing.assert_close((received.sum(0).cpu() / (2 * sizes))[~alone], expected[~alone])
+    torch.testing.assert_close((received.cpu() / (2 * sizes))[sizes > 1], expected[sizes > 1])
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernels(case, device):
     q, k, _, offsets, scale = problem(*case)
-    on = lambda *tensors: [t.to(device) for t in tensors]  # noqa: E731
-    bounds = on(*_bounds(offsets, q.shape[1]))
-    received, log_z = kernel.forward(*on(q, k, scale), *bounds)
+    received, log_z = kernel.received_attention(*on(device, q, k, scale, offsets))
     expected, _ = _op(q, k, scale, offsets)
-    torch.testing.assert_close(received.sum(0).cpu(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(received.cpu(), expected, atol=1e-5, rtol=1e-5)
     leaves = [t.clone().requires_grad_() for t in (q, k)]
-    by_weight = torch.randn(q.shape[1])
-    (_op(*leaves, scale, offsets)[0] * by_weight).sum().backward()
-    actual = kernel.backward(*on(q, k, scale), *bounds, log_z, *on(by_weight))
+    by_received = torch.randn(q.shape[1])
+    (_op(*leaves, scale, offsets)[0] * by_received).sum().backward()
+    actual = kernel.received_attention_backward(*on(device, by_received, q, k, scale, offsets, log_z))
     for gradient, leaf in zip(actual, leaves, strict=True):
         torch.testing.assert_close(gradient.cpu(), leaf.grad, atol=1e-5, rtol=1e-4)
 
 
-def test_opcheck_gradcheck_and_compile():
+def test_opcheck():
+    q, k, _, offsets, scale = problem([2, 4, 1], 2, 3, torch.float64)
+    opcheck(_op, (*(t.requires_grad_() for t in (q, k, scale)), offsets))
+
+
+def test_gradcheck():
     q, k, x, offsets, scale = problem([2, 4, 1], 2, 3, torch.float64)
     leaves = [t.requires_grad_() for t in (q, k, scale)]
-    opcheck(_op, (*leaves, offsets))
     assert torch.autograd.gradcheck(lambda q, k, scale: cluster_attention(q, k, x, offsets, scale), leaves)
     assert torch.autograd.gradcheck(lambda q, k, scale: received_attention_ref(q, k, offsets, scale), leaves)
+
+
+def test_compiles_whole():
+    q, k, x, offsets, scale = problem([2, 4, 1], 2, 3, torch.float64)
     step = torch.compile(cluster_attention, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(step(q, k, x, offsets, scale), cluster_attention(q, k, x, offsets, scale))
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from contrast import on
 from inputs import near, phi, unit_phi
 from torch.library import opcheck
 
@@ -16,29 +17,37 @@ def problem(B, C, D):
     return torch.randn(B, D), F.normalize(torch.randn(C, D)), torch.randint(C, (B,))
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize(("mode", "temperature"), [("serial", None), ("hard", None), ("weighted", 0.2)])
-def test_is_its_two_parts(mode, temperature, normalize, device):
+MODES = [("serial", None), ("hard", None), ("weighted", 0.2), ("pick", None)]
+
+
+def case(mode):
+    """(x, memory, labels, scores), and the loss, gradient and memory of the two parts."""
     x, memory, labels = problem(11, 13, 19)
-    x = x if normalize else F.normalize(x)
-    expected, by_x = memory.clone(), x.clone().requires_grad_()
-    loss = cluster_nce(by_x, memory, labels, 0.1, normalize=normalize)
+    scores = torch.rand(11) if mode[0] == "pick" else None
+    updated, leaf = memory.clone(), x.clone().requires_grad_()
+    loss = cluster_nce(leaf, memory, labels, 0.1)
     loss.backward()
-    memory_update(expected, F.normalize(x), labels, 0.2, mode, temperature)
+    memory_update(updated, F.normalize(x), labels, 0.2, *mode, scores=scores)
+    return (x, memory, labels, scores), (loss.detach(), leaf.grad, updated)
 
-    actual, leaf = memory.clone(), x.clone().requires_grad_()
-    step = cluster_step(leaf, actual, labels, 0.1, 0.2, mode, update_temperature=temperature, normalize=normalize)
-    step.backward()
-    torch.testing.assert_close(step, loss)
-    torch.testing.assert_close(leaf.grad, by_x.grad)
-    torch.testing.assert_close(actual, expected)
 
-    on = lambda t: t.clone().to(device)  # noqa: E731
-    fused = on(memory)
-    total, gradient = kernel.step(on(x), fused, on(labels), 0.1, 0.2, mode, temperature, normalize=normalize)
-    torch.testing.assert_close(total.cpu(), loss.detach(), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(gradient.cpu(), by_x.grad, atol=2e-6, rtol=1e-4)
-    torch.testing.assert_close(fused.cpu(), expected, atol=5e-7, rtol=1e-5)
+@pytest.mark.parametrize("mode", MODES)
+def test_is_its_two_parts(mode):
+    (x, memory, labels, scores), expected = case(mode)
+    leaf = x.clone().requires_grad_()
+    loss = cluster_step(leaf, memory, labels, 0.1, 0.2, mode[0], update_temperature=mode[1], scores=scores)
+    loss.backward()
+    torch.testing.assert_close((loss.detach(), leaf.grad, memory), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_kernels_are_its_two_parts(mode, device):
+    (x, memory, labels, scores), (loss, gradient, updated) = case(mode)
+    fused = memory.to(device, copy=True)
+    total, by_x = kernel.cluster_step(*on(device, x, fused, labels, 0.1, 0.2, *mode, scores, True))
+    torch.testing.assert_close(total.cpu(), loss, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(by_x.cpu(), gradient, atol=2e-6, rtol=1e-4)
+    torch.testing.assert_close(fused.cpu(), updated, atol=5e-7, rtol=1e-5)
 
 
 class Counted:
@@ -55,9 +64,9 @@ class Counted:
 def test_three_launches(device, monkeypatch):
     x, memory, labels = (t.to(device) for t in problem(11, 13, 19))
     launches = []
-    for module, name in ((cluster_kernel, "score"), (cluster_kernel, "gradient"), (kernel, "step")):
+    for module, name in ((cluster_kernel, "logits"), (cluster_kernel, "gradient"), (kernel, "step")):
         monkeypatch.setattr(module, f"{name}_kernel", Counted(getattr(module, f"{name}_kernel"), launches))
-    kernel.step(x, memory, labels, 0.1, 0.2, "serial")
+    kernel.cluster_step(x, memory, labels, 0.1, 0.2, "serial", None, None, True)
     assert len(launches) == 3
 
 
@@ -72,7 +81,7 @@ def test_golden():
 
 def test_opcheck():
     x, memory, labels = problem(5, 4, 6)
-    opcheck(_op, (x, memory, labels, None, None, None, 0.1, True, 0.0, 0.2, "serial", None, None, True))
+    opcheck(_op, (x, memory, labels, 0.1, 0.2, "serial", None, None, True))
 
 
 def test_compiles_whole():
@@ -101,9 +110,20 @@ def test_without_gradient_it_still_updates():
     assert not torch.equal(memory, before)
 
 
+@pytest.mark.parametrize("temperature", [0.0, -0.05])
+def test_a_temperature_that_is_not_positive_is_refused_before_anything_changes(temperature):
+    x, memory, labels = problem(4, 5, 6)
+    before = memory.clone()
+    with pytest.raises(ValueError, match=f"must be positive, not {temperature}"):
+        cluster_step(x, memory, labels, temperature, 0.2)
+    with pytest.raises(ValueError, match=f"must be positive, not {temperature}"):
+        cluster_step(x, memory, labels, 0.1, 0.2, "weighted", update_temperature=temperature)
+    assert torch.equal(memory, before)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gpu_bits_and_launches(dtype):
+def test_gpu_bits(dtype):
     x, memory, labels = (t.cuda() for t in problem(256, 2000, 2048))
     x, memory = x.to(dtype), memory.to(dtype)
     runs = []
@@ -113,7 +133,13 @@ def test_gpu_bits_and_launches(dtype):
         loss.backward()
         runs.append((loss.detach(), leaf.grad, bank))
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.gpu
+def test_gpu_launches():
+    x, memory, labels = (t.cuda() for t in problem(256, 2000, 2048))
     leaf = x.requires_grad_()
+    cluster_step(leaf, memory, labels, 0.05, 0.1)  # compiles
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         cluster_step(leaf, memory, labels, 0.05, 0.1)
         torch.cuda.synchronize()

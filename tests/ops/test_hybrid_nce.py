@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from contrast import on, with_gradient
 from inputs import near, phi, unit_phi
 from torch.library import opcheck
 
-from reid_fast.kernels import cluster_nce as kernel
-from reid_fast.kernels import hybrid_update as update_kernel
+from reid_fast.kernels import hybrid_nce as kernel
 from reid_fast.ops import class_means, hybrid_nce, hybrid_update, memory_update
 from reid_fast.ops.hybrid_nce import EPSILON, _op, _update, hybrid_nce_ref
 
@@ -30,25 +30,24 @@ def problem(B, N, C, D, dtype=torch.float32):
     return torch.randn(B, D, dtype=dtype), memory, labels, torch.randint(N, (B,))
 
 
-def with_gradient(loss, x, *rest, **more):
-    x = x.clone().requires_grad_()
-    value = loss(x, *rest, **more)
-    value.backward()
-    return value.detach(), x.grad
-
-
 @pytest.mark.parametrize("focal", [0.0, 4.0])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_matches_the_literal_loss(shape, focal, device):
+def test_matches_the_literal_loss(shape, focal):
     case = (*problem(*shape, torch.float64), 0.1, focal)
     expected, gradient = with_gradient(literal, *case)
     for loss in (hybrid_nce, hybrid_nce_ref):
         value, by_x = with_gradient(loss, *case)
         torch.testing.assert_close(value, expected)
         torch.testing.assert_close(by_x, gradient)
-    x, memory, labels, index = (t.to(device, torch.float32 if t.is_floating_point() else t.dtype) for t in case[:4])
-    means, counts = class_means(memory, labels)
-    loss, by_x = kernel.contrast(x, means, labels[index], 0.1, alive=counts, epsilon=EPSILON, focal=focal)
+
+
+@pytest.mark.parametrize("focal", [0.0, 4.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernels_match_the_literal_loss(shape, focal, device):
+    x, memory, labels, index = problem(*shape)
+    expected, gradient = with_gradient(literal, x.double(), memory.double(), labels, index, 0.1, focal)
+    arguments = (x, *class_means(memory, labels), labels[index], 0.1, focal, EPSILON, True, True)
+    loss, by_x = kernel.hybrid_nce(*on(device, *arguments))
     torch.testing.assert_close(loss.cpu(), expected.float(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(by_x.cpu(), gradient.float(), atol=5e-6, rtol=1e-4)
 
@@ -60,10 +59,9 @@ def test_update_moves_members_and_means(shape, device):
     index[len(index) // 2 :] = index[0]  # repetitions
     expected = memory.clone()
     memory_update(expected, x, index, 0.2)
-    on = lambda t: t.clone().to(device)  # noqa: E731
     classes = class_means(memory, labels)
-    fused, means = on(memory), on(classes.means)
-    update_kernel.update(fused, means, on(classes.counts), on(labels), on(x), on(index), 0.2)
+    fused, means = memory.to(device, copy=True), classes.means.to(device, copy=True)
+    kernel.hybrid_update(fused, means, *on(device, classes.counts, labels, x, index), 0.2)
     hybrid_update(memory, labels, classes, x, index, 0.2)
     assert torch.equal(memory, expected)
     torch.testing.assert_close(fused.cpu(), expected, atol=5e-7, rtol=1e-5)
@@ -107,14 +105,23 @@ def test_golden_cacl():
         near(leaf.grad.norm(), norm)
 
 
-def test_opcheck_gradcheck_and_compile():
+def test_opcheck():
+    x, memory, labels, index = problem(4, 9, 5, 6, torch.float64)
+    classes = class_means(memory, labels)
+    opcheck(_op, (x.requires_grad_(), *classes, labels[index], 0.3, 2.0, EPSILON, True, True))
+    opcheck(_update, (memory, *classes, labels, F.normalize(x.detach()), index, 0.2))
+
+
+@pytest.mark.parametrize("loss", [hybrid_nce, hybrid_nce_ref])
+def test_gradcheck(loss):
+    x, *rest = problem(4, 9, 5, 6, torch.float64)
+    assert torch.autograd.gradcheck(lambda x: loss(x, *rest, 0.3, 2.0), x.requires_grad_())
+
+
+def test_compiles_whole():
     x, memory, labels, index = problem(4, 9, 5, 6, torch.float64)
     classes = class_means(memory, labels)
     x.requires_grad_()
-    opcheck(_op, (x, *classes, labels[index], 0.3, 2.0, True, True))
-    opcheck(_update, (memory, *classes, labels, F.normalize(x.detach()), index, 0.2))
-    for loss in (hybrid_nce, hybrid_nce_ref):
-        assert torch.autograd.gradcheck(lambda x, loss=loss: loss(x, memory, labels, index, 0.3, 2.0), x)
 
     def step(x):
         loss = hybrid_nce(2 * x, memory, labels, index, 0.3, classes=classes)

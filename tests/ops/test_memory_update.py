@@ -8,7 +8,7 @@ from torch.library import opcheck
 
 from reid_fast.kernels import memory_update as kernel
 from reid_fast.ops import memory_update
-from reid_fast.ops.memory_update import _op
+from reid_fast.ops.memory_update import _op, memory_update_ref
 
 MODES = ["serial", "hard", "weighted", "pick"]
 SHAPES = [(1, 1, 1), (7, 3, 5), (40, 7, 67), (17, 1, 33), (64, 5, 8), (13, 997, 130)]
@@ -47,7 +47,7 @@ def test_matches_the_loop(shape, mode, device):
     expected, actual, fused = memory.clone(), memory.clone(), memory.to(device)
     literal(expected, x, labels, 0.3, mode, 0.4, scores)
     memory_update(actual, x, labels, 0.3, mode, 0.4, scores=scores)
-    kernel.update(fused, x.to(device), labels.to(device), 0.3, mode, 0.4, scores.to(device))
+    kernel.memory_update(fused, x.to(device), labels.to(device), 0.3, mode, 0.4, scores.to(device))
     torch.testing.assert_close(actual, expected, atol=5e-7, rtol=1e-5)
     torch.testing.assert_close(fused.cpu(), expected, atol=5e-7, rtol=1e-5)
     untouched = torch.ones(len(memory), dtype=torch.bool)
@@ -65,7 +65,7 @@ def test_the_first_of_equals_is_taken(mode, device):
     expected = F.normalize(0.1 * memory + 0.9 * x[1:2])
     actual, fused = memory.clone(), memory.to(device)
     memory_update(actual, x, labels, 0.1, mode, scores=scores)
-    kernel.update(fused, x.to(device), labels.to(device), 0.1, mode, None, scores.to(device))
+    kernel.memory_update(fused, x.to(device), labels.to(device), 0.1, mode, None, scores.to(device))
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(fused.cpu(), expected)
 
@@ -91,7 +91,7 @@ def test_bfloat16_memory_is_rounded_once(device):
     memory_update(actual, x, labels, 0.5)
     torch.testing.assert_close(actual.float(), expected, atol=1e-3, rtol=4e-3)  # half a unit in the last place
     fused = memory.to(device)
-    kernel.update(fused, x.to(device), labels.to(device), 0.5, "serial", None, None)
+    kernel.memory_update(fused, x.to(device), labels.to(device), 0.5, "serial", None, None)
     torch.testing.assert_close(fused.float().cpu(), expected, atol=1e-3, rtol=4e-3)
 
 
@@ -142,14 +142,33 @@ def test_opcheck(mode):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"mode": "mean"}, "mode must be"), ({"mode": "weighted"}, "temperature"), ({"mode": "pick"}, "scores")],
+    [
+        ({"mode": "mean"}, "mode must be"),
+        ({"mode": "weighted"}, "needs a temperature"),
+        ({"mode": "pick"}, "needs scores"),
+        ({"mode": "weighted", "temperature": 0.0}, "must be positive, not 0.0"),
+        ({"mode": "weighted", "temperature": -0.1}, "must be positive, not -0.1"),
+        ({"mode": "weighted", "temperature": float("nan")}, "must be positive, not nan"),
+    ],
 )
-def test_wrong_use(arguments, message):
+def test_a_mode_that_does_not_exist_or_lacks_its_argument_is_refused(arguments, message):
     memory, x, labels, _ = problem(3, 4, 5)
     with pytest.raises(ValueError, match=message):
         memory_update(memory, x, labels, 0.1, **arguments)
+
+
+def test_a_memory_that_is_not_contiguous_is_refused():
+    memory, x, labels, _ = problem(3, 4, 5)
     with pytest.raises(ValueError, match="contiguous"):
         memory_update(memory.T, x, labels, 0.1)
+
+
+def test_the_reference_takes_its_arguments_by_name():
+    memory, x, labels, scores = problem(9, 4, 5)
+    expected = memory.clone()
+    literal(expected, x, labels, 0.3, "pick", scores=scores)
+    memory_update_ref(memory, x=x, labels=labels, momentum=0.3, mode="pick", scores=scores)
+    torch.testing.assert_close(memory, expected, atol=5e-7, rtol=1e-5)
 
 
 @pytest.mark.gpu

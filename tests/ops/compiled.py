@@ -1,13 +1,16 @@
 """What the compiler says of every kernel at training sizes, without a GPU: registers, spills, shared memory, occupancy.
 
 The launchers run on meta tensors; each launch is recorded and compiled ahead of time with exactly the sizes,
-types and constants it would have on a GPU. Needs TRITON_INTERPRET unset.
+types and constants it would have on a GPU. Needs TRITON_INTERPRET unset, so a process of its own: the tests and
+bench/ops.py run this file.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +26,6 @@ from triton.compiler import ASTSource
 
 ARCHITECTURES = (80, 90, 100)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SHARED_PER_BLOCK = {80: 163, 90: 227, 100: 227}  # KiB that one block may take
 SHARED_PER_SM = {80: 164, 90: 228, 100: 228}  # KiB
 POINTERS = {
     torch.float32: "*fp32",
@@ -59,52 +61,32 @@ def launches(dtype: torch.dtype) -> Iterator[Launch]:
     index = lambda *shape: new(*shape, dtype=torch.int64)  # noqa: E731
     flat = lambda *shape: new(*shape, dtype=torch.float32)  # noqa: E731
     x, memory, labels = new(B, D), new(C, D), index(B)
-    calls: list[tuple[str, str, tuple, dict]] = [
-        ("cluster_nce", "contrast", (x, memory, labels, 0.05), {}),
-        (
-            "cluster_nce",
-            "contrast",
-            (x, flat(C, D), labels, 0.05),
-            {"spans": index(B, 2), "weights": flat(B)},
-        ),
-        (
-            "cluster_nce",
-            "contrast",
-            (x, flat(C, D), labels, 0.05),
-            {"alive": index(C), "epsilon": 1e-6, "focal": 4.0},
-        ),
-        ("soft_targets", "contrast", (x, memory, labels, flat(B, C), 0.05), {}),
-        ("soft_targets", "contrast", (x, memory, labels, None, 0.5), {"smoothing": 0.1, "normalize": False}),
-        *[
-            ("memory_update", "update", (memory, x, labels, 0.1, mode, 0.03, flat(B)), {})
-            for mode in ("serial", "hard", "weighted", "pick")
-        ],
-        ("cluster_step", "step", (x, memory, labels, 0.05, 0.1, "serial"), {}),
-        ("cluster_nce", "contrast", (x, memory, labels, 0.05), {"needs_grad": False}),
-        (
-            "hybrid_update",
-            "update",
-            (new(N, D), flat(C, D), index(C), index(N), x[:64], labels[:64], 0.2),
-            {},
-        ),
-        ("camera_nce", "contrast", (x[:32], memory, index(C), labels[:32], 0.07, 50), {}),
-    ]
+    span, weights, masses = index(B, 2), flat(B), flat(B, C)
     store = (new(N, 256, 128, 3, dtype=torch.uint8), index(B), new(B, dtype=torch.bool))
     store = (*store, new(B, 2, dtype=torch.int32), new(B, 4, dtype=torch.int32))
     numbers = ([0.1, 0.2, 0.3],) * 3
-    calls += [
-        ("augment", "augment", (*store, None, False, *numbers, dtype), {}),
-        ("augment", "augment", (*store, flat(B), True, *numbers, dtype), {}),
+    attention = (new(8, N, 256), new(8, N, 256), flat(), index(700))
+    hybrid = (x[:64], flat(C, D), index(C), labels[:64])
+    calls: list[tuple[str, str, tuple]] = [
+        ("cluster_nce", "cluster_nce", (x, memory, labels, 0.05, True, None, None, True)),
+        ("cluster_nce", "cluster_nce", (x, memory, labels, 0.05, True, None, None, False)),
+        ("cluster_nce", "cluster_nce", (x, flat(C, D), labels, 0.05, True, span, weights, True)),
+        ("hybrid_nce", "hybrid_nce", (*hybrid, 0.05, 4.0, 1e-6, True, True)),
+        ("hybrid_nce", "hybrid_update", (new(N, D), flat(C, D), index(C), index(N), x[:64], labels[:64], 0.2)),
+        ("target_nce", "target_nce", (x, memory, labels, 0.05, True, 0.0, masses, None, None, True)),
+        ("target_nce", "target_nce", (x, memory, labels, 0.5, False, 0.1, None, None, None, True)),
+        ("cluster_step", "cluster_step", (x, memory, labels, 0.05, 0.1, "serial", None, None, True)),
+        ("camera_nce", "camera_nce", (x[:32], memory, index(C), labels[:32], 0.07, 50, None, True, True)),
+        ("augment", "augment", (*store, None, False, *numbers, dtype)),
+        ("augment", "augment", (*store, flat(B), True, *numbers, dtype)),
+        ("cluster_attention", "received_attention", attention),
+        ("cluster_attention", "received_attention_backward", (flat(N), *attention, flat(8, N))),
     ]
-    bounds = (new(N, dtype=torch.int32), new(N, dtype=torch.int32))
-    attention = (new(8, N, 256), new(8, N, 256), flat(), *bounds)
-    calls += [
-        ("cluster_attention", "forward", attention, {}),
-        ("cluster_attention", "backward", (*attention, flat(8, N), flat(N)), {}),
-    ]
-    for module, name, arguments, options in calls:
+    for mode in ("serial", "hard", "weighted", "pick"):
+        calls.append(("memory_update", "memory_update", (memory, x, labels, 0.1, mode, 0.03, weights)))
+    for module, name, arguments in calls:
         function = getattr(import_module(f"reid_fast.kernels.{module}"), name)
-        yield from _record(lambda f=function, a=arguments, o=options: f(*a, **o))
+        yield from _record(lambda f=function, a=arguments: f(*a))
 
 
 def _record(call: Callable[[], object]) -> list[Launch]:
@@ -119,8 +101,8 @@ def _record(call: Callable[[], object]) -> list[Launch]:
     return recorded
 
 
-def compile_for(launch: Launch, arch: int) -> tuple[triton.compiler.CompiledKernel, int]:
-    """(the compiled kernel, its warps), specialised as Triton's launcher would."""
+def compile_for(launch: Launch, arch: int) -> triton.compiler.CompiledKernel:
+    """The compiled kernel, specialised as Triton's launcher would."""
     kernel, arguments = launch
     signature, constants, attributes = {}, {}, {}
     for place, parameter in enumerate(kernel.params):
@@ -192,22 +174,11 @@ def table(dtypes: tuple[torch.dtype, ...], architectures: tuple[int, ...] = ARCH
         return list(dict.fromkeys(row for part in parts for row in part))
 
 
-def faults(rows: list[Row]) -> list[str]:
-    """What breaks the rules: spilled registers, more shared memory than a block may take."""
-    return [
-        f"{row.kernel} {row.dtype} sm_{row.arch}: {row.spilled_bytes} bytes spilled, "
-        f"{row.shared_bytes} bytes of shared memory"
-        for row in rows
-        if row.spilled_bytes or row.shared_bytes > SHARED_PER_BLOCK[row.arch] * 1024
-    ]
+def main() -> None:
+    """Print the table as JSON; arguments are the types, all of them by default."""
+    dtypes = tuple(getattr(torch, name) for name in sys.argv[1:]) or DTYPES
+    print(json.dumps([row._asdict() for row in table(dtypes)]))
 
 
-def report(rows: list[Row]) -> str:
-    """The table as text."""
-    lines = [f"{'kernel':58} {'type':9} arch  regs spill  shared warps blocks/SM"]
-    for r in rows:
-        lines.append(
-            f"{r.kernel:58} {r.dtype:9} {r.arch:4} {r.registers:5} {r.spilled_bytes:5} {r.shared_bytes:7} "
-            f"{r.warps:5} {r.blocks_per_sm:9}"
-        )
-    return "\n".join(lines)
+if __name__ == "__main__":
+    main()

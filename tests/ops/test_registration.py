@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from contextlib import contextmanager
+from importlib import import_module
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from reid_fast import ops
-from reid_fast.ops import augment, camera_nce, cluster_nce, fused, memory_update
+from reid_fast.ops import augment, camera_nce, cluster_nce, memory_update
+from reid_fast.ops._registration import launcher
 
 
 def contrast_and_update(x, memory, labels):
@@ -21,7 +24,7 @@ def camera(x, memory, labels):
     return camera_nce(2 * x, memory, torch.arange(9), labels, 0.1, 3)
 
 
-def picture(x, memory, labels):
+def image(x, memory, labels):
     images = torch.arange(4 * 6 * 5 * 3).view(4, 6, 5, 3).to(torch.uint8)
     numbers = torch.zeros(8, 4, dtype=torch.int32)
     third = (0.5, 0.5, 0.5)
@@ -29,7 +32,7 @@ def picture(x, memory, labels):
     return (out.mean((1, 2, 3)) * x.sum(1)).sum()
 
 
-@pytest.mark.parametrize("step", [contrast_and_update, camera, picture])
+@pytest.mark.parametrize("step", [contrast_and_update, camera, image])
 def test_a_step_compiles_whole(step):
     results = []
     weight, x, start, labels = (
@@ -47,31 +50,22 @@ def test_a_step_compiles_whole(step):
 
 
 def test_kernels_launch_on_the_device_of_their_tensors(monkeypatch):
-    entered = []
+    """Triton launches on the current device: that of the first tensor is current then, and no longer after."""
+    current, seen = ["first"], []
 
-    class Device:
-        def __init__(self, device):
-            self.device = device
+    @contextmanager
+    def device(of):
+        current.append(of)
+        yield
+        current.pop()
 
-        def __enter__(self):
-            entered.append(self.device)
-
-        def __exit__(self, *_):
-            entered.append(None)
-
-    class Op:
-        def register_kernel(self, kind):
-            assert kind == "cuda"
-            return lambda run: setattr(self, "run", run)
-
-    monkeypatch.setattr(torch.cuda, "device", Device)
-    op = Op()
-    launch = fused.register_cuda(op)(lambda first, second: entered.append((first, second)))
-    x = torch.empty(2, device="meta")
-    op.run(x, 3)
-    assert entered == [x.device, (x, 3), None]
-    launch(x, 4)  # what is decorated stays as it is
-    assert entered[3:] == [(x, 4)]
+    monkeypatch.setattr(torch.cuda, "device", device)
+    kernels = import_module("reid_fast.kernels.memory_update")
+    monkeypatch.setattr(kernels, "memory_update", lambda *arguments: seen.append((current[-1], arguments)))
+    memory = torch.empty(2, device="meta")
+    launcher("memory_update", "memory_update")(memory, 3)
+    assert seen == [(memory.device, (memory, 3))]
+    assert current == ["first"]
 
 
 LOSSES = {
@@ -101,6 +95,26 @@ def test_autocast_changes_nothing(name):
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
+TEMPERATURES = {
+    "cluster_nce": lambda x, t: cluster_nce(x, x, OWN, t),
+    "smoothing": lambda x, t: cluster_nce(x, x, OWN, t, smoothing=0.1),
+    "cluster_step": lambda x, t: ops.cluster_step(x, x.clone(), OWN, t, 0.1),
+    "memory_update": lambda x, t: memory_update(x.clone(), x, OWN, 0.1, "weighted", t),
+    "camera_nce": lambda x, t: camera_nce(x, x, OWN, OWN, t, 3),
+    "hybrid_nce": lambda x, t: ops.hybrid_nce(x, x, OWN, OWN, t),
+    "soft_nce": lambda x, t: ops.soft_nce(x, x, x, t),
+    "hard_nce": lambda x, t: ops.hard_nce(x, x, OWN, t),
+}
+OWN = torch.arange(4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.1, float("nan")])
+@pytest.mark.parametrize("name", TEMPERATURES)
+def test_a_temperature_that_is_not_positive_is_refused(name, temperature):
+    with pytest.raises(ValueError, match="the temperature must be positive"):
+        TEMPERATURES[name](F.normalize(torch.randn(4, 6)), temperature)
+
+
 def test_ops_import_no_kernel():
     program = "import sys, reid_fast.ops; sys.exit(any(m.startswith('reid_fast.kernels') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
@@ -111,4 +125,4 @@ def test_without_triton_the_error_names_the_way_out(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(RuntimeError, match="pip install 'triton"):
-        fused.kernels("cluster_nce")
+        launcher("cluster_nce", "cluster_nce")(torch.empty(1))

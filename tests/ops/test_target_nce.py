@@ -1,0 +1,116 @@
+"""target_nce, asked for by cluster_nce's `smoothing` and `targets`: a literal loss, its kernels, golden values."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from contrast import SHAPES, check_gpu_precision_and_bits, literal, on, problem, with_gradient
+from inputs import near, phi, unit_phi
+from torch.library import opcheck
+
+from reid_fast.kernels import target_nce as kernel
+from reid_fast.kernels import tiles
+from reid_fast.ops import _numerics, cluster_nce
+from reid_fast.ops.cluster_nce import cluster_nce_ref
+from reid_fast.ops.target_nce import target_nce
+
+KINDS = ["smooth", "dense", "smooth spans"]
+
+
+def positional(x, memory, labels, temperature, options, needs_grad=True):
+    found = (options.get(name) for name in ("targets", "spans", "weights"))
+    return x, memory, labels, temperature, options["normalize"], options.get("smoothing", 0.0), *found, needs_grad
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cpu_matches_the_literal_loss(shape, kind):
+    *case, options = problem(*shape, kind, torch.float64)
+    expected, gradient = with_gradient(literal, *case, **options)
+    for loss in (cluster_nce, cluster_nce_ref):
+        value, by_x = with_gradient(loss, *case, **options)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(by_x, gradient)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("held", [1, 97 * 4])
+def test_cpu_holds_the_logits_of_some_rows_at_a_time(held, kind, monkeypatch):
+    *case, options = problem(6, 97, 33, kind, torch.float64)
+    expected, gradient = with_gradient(literal, *case, **options)
+    monkeypatch.setattr(_numerics, "_LOGITS", held)
+    value, by_x = with_gradient(cluster_nce, *case, **options)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(by_x, gradient)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernels_match_the_cpu(shape, kind, device):
+    arguments = positional(*problem(*shape, kind))
+    loss, gradient = target_nce(*arguments)
+    fused, by_x = kernel.target_nce(*on(device, *arguments))
+    torch.testing.assert_close(fused.cpu(), loss, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(by_x.cpu(), gradient, atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernels_give_the_same_loss_without_the_gradient(shape, kind, device):
+    arguments = on(device, *positional(*problem(*shape, kind)))
+    loss, none = kernel.target_nce(*arguments[:-1], False)
+    assert torch.equal(loss, kernel.target_nce(*arguments)[0])
+    assert none.numel() == 0
+
+
+@pytest.mark.parametrize("parts", [1, 5, 2])
+def test_any_number_of_parts(parts, device, monkeypatch):
+    """The same numbers whatever the number of programs that share the columns; unsmoothed, those of the labels."""
+    arguments = positional(*problem(5, 400, 9, "plain"))
+    expected, gradient = target_nce(*arguments)
+    monkeypatch.setattr(tiles, "processors", lambda device: parts)
+    loss, by_x = kernel.target_nce(*on(device, *arguments))
+    torch.testing.assert_close(loss.cpu(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(by_x.cpu(), gradient, atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("smoothing", "expected", "norm"), [(0.3, 4.361873, 3.397842), (0.1, 5.430050, 4.393430)])
+def test_golden_teacher_targets(smoothing, expected, norm):
+    raw, memory, labels = phi(6, 2.0), unit_phi(5, 0.5), torch.tensor([0, 0, 2, 2, 0, 3])
+    teacher = (unit_phi(6, 2.2) @ memory.T / 0.05).softmax(1)
+    targets = (1 - smoothing) * F.one_hot(labels, 5) + smoothing * teacher
+    loss, gradient = with_gradient(cluster_nce, raw, memory, labels, 0.05, targets=targets)
+    near(loss, expected)
+    near(gradient.norm(), norm)
+
+
+def test_golden_smoothed_and_not_normalised():
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    near(cluster_nce(phi(6, 2.0), 0.9 * unit_phi(5, 0.5), labels, 0.5, normalize=False, smoothing=0.1), 1.948568)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_opcheck(kind):
+    x, *rest = positional(*problem(4, 7, 5, kind, torch.float64))
+    opcheck(target_nce, (x.requires_grad_(), *rest))
+
+
+@pytest.mark.parametrize("loss", [cluster_nce, cluster_nce_ref])
+@pytest.mark.parametrize("kind", ["smooth spans", "dense"])
+def test_gradcheck(kind, loss):
+    x, *rest, options = problem(4, 7, 5, kind, torch.float64)
+    assert torch.autograd.gradcheck(lambda x: loss(x, *rest, **options), x.requires_grad_())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_changes_nothing(kind):
+    *case, options = problem(67, 131, 67, kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = cluster_nce(*case, **options)
+    assert torch.equal(under_autocast, cluster_nce(*case, **options))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_gpu_precision_and_bits(kind, dtype):
+    check_gpu_precision_and_bits(cluster_nce, cluster_nce_ref, kind, dtype)
