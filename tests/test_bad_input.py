@@ -42,9 +42,9 @@ def test_no_data_folder_given(capsys) -> None:
 def test_an_unusable_image_is_named_or_left_out(capsys, copied: Path, tmp_path: Path, spoil: str) -> None:
     path = first_train_image(copied)
     if spoil == "png":
-        picture = Image.open(path)
+        image = Image.open(path)
         path.unlink()
-        picture.save(path, format="PNG")
+        image.save(path, format="PNG")
     else:
         data = path.read_bytes()
         middle = len(data) // 3

@@ -61,7 +61,7 @@ def test_a_run_is_repeatable(people: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cache", ["0", "1"])
-def test_each_picture_is_decoded_once_where_the_cache_holds_it(
+def test_each_image_is_decoded_once_where_the_cache_holds_it(
     people: Path, tmp_path: Path, monkeypatch, capsys, cache: str
 ) -> None:
     decoded: Counter[Path] = Counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def run(*arguments: P.args, **options: P.kwargs) -> R:
-        first = next(iter((*arguments, *options.values())))
+        first: Any = next(iter((*arguments, *options.values())))
         with torch.autocast(first.device.type, enabled=False):
             return function(*arguments, **options)
 

@@ -38,7 +38,7 @@ def flags(method, people, folder, *more):
 
 @pytest.mark.parametrize("name", method_names())
 def test_it_trains_an_epoch_and_its_export_scores_alike(name, people, tmp_path):
-    train(flags(name, people, tmp_path, "--cache", "0"))  # other tests hold the decoded pictures
+    train(flags(name, people, tmp_path, "--cache", "0"))  # other tests hold the decoded images
     before, after = rows_of(tmp_path)
     assert np.isfinite(after["loss"])
     assert after["clusters"] > 1
@@ -51,7 +51,7 @@ def test_it_trains_an_epoch_and_its_export_scores_alike(name, people, tmp_path):
 
 
 def new_method(name):
-    """Eight people of eight pictures under two cameras, 32×16 pixels of noise, and an encoder to be trained."""
+    """Eight people of eight images under two cameras, 32×16 pixels of noise, and an encoder to be trained."""
     torch.manual_seed(0)
     settings = {"arch": "tiny", "weights": "none", "height": 32, "width": 16, "bn_group": 0}
     if issubclass(settings_class(name), CameraSettings):
@@ -59,13 +59,13 @@ def new_method(name):
     cams = np.tile([0, 1], 32)
     data = ImageSet(tuple(Path(f"{i}.jpg") for i in range(64)), np.zeros(64, np.int64), cams)
     method = method_class(name)(settings_class(name)(method=name, **settings), TrainingSet(data))
-    pictures = torch.randn(64, 3, 32, 16)
+    images = torch.randn(64, 3, 32, 16)
     with torch.no_grad():
-        features = method.extract_features(lambda encoder: encoder.eval()(pictures))
+        features = method.extract_features(lambda encoder: encoder.eval()(images))
     labels = np.repeat(np.arange(8), 8)
     method.fill_memory(features, labels)
-    index = torch.arange(0, 64, 4) + torch.arange(16) % 2  # two pictures of each, one per camera
-    views = [pictures[index] for _ in method.views]
+    index = torch.arange(0, 64, 4) + torch.arange(16) % 2  # two images of each, one per camera
+    views = [images[index] for _ in method.views]
     return method.train(), batch_of(views, labels[index], index, cams[index], epoch=5)
 
 

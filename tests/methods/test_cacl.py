@@ -72,7 +72,7 @@ def test_the_focal_exponent(focal):
     assert_near(losses["colour"], -((1 - p) ** focal * (p + 1e-6).log()).mean())
 
 
-def test_both_memories_begin_with_colour_pictures_and_are_kept():
+def test_both_memories_begin_with_colour_images_and_are_kept():
     method = started()
     stepped(method, (phi(4, 2.0), phi(4, 2.4)), LABELS[INDEX], index=INDEX)
     assert torch.equal(method.extract_features(None), method.colour.rows)

@@ -2,7 +2,7 @@
 
 A body is a handful of points in three dimensions (left, forward, up; the unit is an adult's height, the
 origin lies between the feet), turned by the yaw of the pose and projected without perspective. The shirt is a
-cylinder wrapped in a picture, so a logo shows from the front, a backpack from behind, stripes from anywhere.
+cylinder wrapped in a image, so a logo shows from the front, a backpack from behind, stripes from anywhere.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ STRIP_WIDTH, STRIP_HEIGHT = 180, 64  # the shirt unrolled: 2 degrees a column, t
 
 @dataclass(frozen=True)
 class Person:
-    """What stays the same in every picture of one identity."""
+    """What stays the same in every image of one identity."""
 
     height: float
     girth: float
@@ -70,7 +70,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Pose:
-    """What changes from picture to picture; angles in radians, and yaw 0 faces the camera."""
+    """What changes from image to image; angles in radians, and yaw 0 faces the camera."""
 
     yaw: float
     phase: float
