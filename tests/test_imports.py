@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -56,6 +57,13 @@ def modules_below(package):
 def test_every_module_stands_in_a_known_room():
     assert {name.split(".")[1] for name in MODULES} - {"__init__"} <= set(BELOW) | LEAVES
     assert {f"reid_fast.{room}" for room in LEAVES} <= set(MODULES)
+
+
+def test_the_documentation_has_the_same_rooms_and_directions():
+    lines = (ROOT / "docs/how-it-is-built.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    said = {tuple(re.findall(r"`(\w+)`", rooms)): set(re.findall(r"\w+", below)) for rooms, _, below in rows}
+    assert said == {(room,): below for room, below in BELOW.items()} | {tuple(sorted(LEAVES)): set()}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "reid_fast.__init__"])
