@@ -9,8 +9,9 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/python -m reid_fast.train --method cc --amp
 
+# Two processes: half of the tests wait for a compiler, a child process or a disk.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
