@@ -1,4 +1,8 @@
-"""What the losses share on the CPU: L2-normalised rows and the gradient through them, types, checks."""
+"""What the losses share on the CPU: L2-normalised rows and the gradient through them, types, checks.
+
+Gradients are derived by hand even where that wins less than a third: `torch.func` inside an op (torch 2.13) fails under
+every TorchDispatchMode, so under FLOP counters, `opcheck` and tracing by AOTAutograd.
+"""
 
 from __future__ import annotations
 
