@@ -3,6 +3,9 @@
 import torch
 import torch.nn.functional as F
 
+from reid_fast.ops import cluster_nce
+from reid_fast.ops.cluster_nce import cluster_nce_ref
+
 SHAPES = [(1, 1, 1), (3, 7, 5), (6, 97, 33), (67, 131, 67), (16, 257, 8)]
 
 
@@ -49,6 +52,28 @@ def with_gradient(loss, x, *rest, **options):
 def on(device, *arguments):
     """The arguments, their tensors on a device."""
     return [a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments]
+
+
+def check_cpu(shape, kind):
+    """The op and its reference on the CPU give the literal loss and its gradient."""
+    *case, options = problem(*shape, kind, torch.float64)
+    expected, gradient = with_gradient(literal, *case, **options)
+    for loss in (cluster_nce, cluster_nce_ref):
+        value, by_x = with_gradient(loss, *case, **options)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(by_x, gradient)
+
+
+def check_kernels(op, kernel, arguments, device):
+    """The kernels give the CPU's loss and gradient, and the same loss where no gradient is wanted."""
+    loss, gradient = op(*arguments)
+    arguments = on(device, *arguments)
+    fused, by_x = kernel(*arguments)
+    torch.testing.assert_close(fused.cpu(), loss, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(by_x.cpu(), gradient, atol=2e-6, rtol=1e-4)
+    alone, none = kernel(*arguments[:-1], False)
+    assert torch.equal(alone, fused)
+    assert none.numel() == 0
 
 
 def check_gpu_precision_and_bits(loss, reference, kind, dtype):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contrast import SHAPES, check_gpu_precision_and_bits, literal, on, problem, with_gradient
+from contrast import SHAPES, check_cpu, check_gpu_precision_and_bits, check_kernels, on, problem, with_gradient
 from inputs import near, phi, unit_phi
 from torch.library import opcheck
 
@@ -24,42 +24,20 @@ def positional(x, memory, labels, temperature, options, needs_grad=True):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cpu_matches_the_literal_loss(shape, kind):
-    *case, options = problem(*shape, kind, torch.float64)
-    expected, gradient = with_gradient(literal, *case, **options)
-    for loss in (cluster_nce, cluster_nce_ref):
-        value, by_x = with_gradient(loss, *case, **options)
-        torch.testing.assert_close(value, expected)
-        torch.testing.assert_close(by_x, gradient)
+    check_cpu(shape, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("held", [1, 97 * 4])
 def test_cpu_holds_the_logits_of_some_rows_at_a_time(held, kind, monkeypatch):
-    *case, options = problem(6, 97, 33, kind, torch.float64)
-    expected, gradient = with_gradient(literal, *case, **options)
     monkeypatch.setattr(_numerics, "_LOGITS", held)
-    value, by_x = with_gradient(cluster_nce, *case, **options)
-    torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(by_x, gradient)
+    check_cpu((6, 97, 33), kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_kernels_match_the_cpu(shape, kind, device):
-    arguments = positional(*problem(*shape, kind))
-    loss, gradient = _op(*arguments)
-    fused, by_x = kernel.cluster_nce(*on(device, *arguments))
-    torch.testing.assert_close(fused.cpu(), loss, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(by_x.cpu(), gradient, atol=2e-6, rtol=1e-4)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_kernels_give_the_same_loss_without_the_gradient(shape, kind, device):
-    arguments = on(device, *positional(*problem(*shape, kind)))
-    loss, none = kernel.cluster_nce(*arguments[:-1], False)
-    assert torch.equal(loss, kernel.cluster_nce(*arguments)[0])
-    assert none.numel() == 0
+def test_kernels_match_the_cpu_with_and_without_the_gradient(shape, kind, device):
+    check_kernels(_op, kernel.cluster_nce, positional(*problem(*shape, kind)), device)
 
 
 @pytest.mark.parametrize("split", [(1, 1), (1, 5), (3, 1), (2, 2)], ids=str)
