@@ -110,3 +110,11 @@ def test_every_setting_is_documented_and_grouped(name, capsys):
     for field in dataclasses.fields(settings_class(name)):
         assert re.search(rf"--{field.name.replace('_', '-')}\b", shown), field.name
         assert _help(settings_class(name), field.name), field.name
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_the_page_of_a_method_names_flags_that_it_reads(name):
+    page = (Path(__file__).parents[1] / f"docs/methods/{name}.md").read_text()
+    flags = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(settings_class(name))}
+    flags |= {flag.replace("--", "--no-", 1) for flag in flags}
+    assert set(re.findall(r"--[a-z][a-z0-9-]+", page)) <= flags
