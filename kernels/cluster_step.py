@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from reid_fast.kernels import cluster_nce, tiles
+from reid_fast.kernels import one_target, tiles
 from reid_fast.kernels.cluster_nce import finish_row, sum_losses
 from reid_fast.kernels.memory_update import blocks, update_prototype
 
@@ -59,7 +59,7 @@ def cluster_step(
     """(loss, gradient [B, D] or [0]) in float32; contiguous `memory` changes in place. Three launches."""
     x, labels = x.contiguous(), labels.contiguous()
     B, D = x.shape
-    partial = cluster_nce.stream(x, memory, labels, temperature, True, None, None, None, needs_grad)
+    partial = one_target.stream(x, memory, labels, temperature, True, None, None, None, needs_grad)
     loss, gradient = tiles.results(x, needs_grad)
     step_kernel[(2 * B + 1,)](
         memory_ptr=memory,

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from reid_fast.kernels import cluster_nce
+from reid_fast.kernels import cluster_nce, one_target
 from reid_fast.kernels.memory_update import blend, blocks, load_feature
 
 
@@ -27,7 +27,7 @@ def hybrid_nce(
     needs_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, gradient [B, D] or [0]) in float32. Three launches while the classes fit one turn."""
-    hybrid = cluster_nce.Hybrid(counts, focal, epsilon)
+    hybrid = one_target.Hybrid(counts, focal, epsilon)
     return cluster_nce.contrast(x, means, labels, temperature, normalize, None, None, hybrid, needs_grad)
 
 

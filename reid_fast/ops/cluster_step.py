@@ -24,7 +24,7 @@ def cluster_step(
     """`cluster_nce` against `memory`, then `memory_update` of it in place from the rows of x/‖x‖, as one op.
 
     The loss and its gradient are those of the memory before the update. On CUDA the whole step is three launches
-    (while C fits one turn, see kernels/cluster_nce.py).
+    (while C fits one turn, see kernels/one_target.py).
 
     Args:
         update_temperature: `memory_update`'s temperature, for mode="weighted".
