@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -12,11 +12,20 @@ import torch
 class Clock(dict[str, float]):
     """Seconds by stage."""
 
+    def __init__(self, device: torch.device, seconds: Mapping[str, float] | None = None) -> None:
+        """
+        Args:
+            device: where the stages compute: on CUDA, the clock waits for it.
+            seconds: what has been measured before.
+        """
+        super().__init__(seconds or {})
+        self._device = device
+
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[], None]]:
         """Add the seconds spent inside to `name`, at the end and at each call of the function it yields.
 
-        Waits for the GPU each time.
+        Waits for the device each time.
         """
         start = self._now()
 
@@ -29,8 +38,7 @@ class Clock(dict[str, float]):
         yield lap
         lap()
 
-    @staticmethod
-    def _now() -> float:
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         return time.perf_counter()

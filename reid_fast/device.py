@@ -12,10 +12,15 @@ _ISA = "ONEDNN_MAX_CPU_ISA"  # what oneDNN may use of the processor's instructio
 
 
 def pick_device(name: str) -> torch.device:
-    """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that is there.
+    """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that is there, and make a CUDA device the current one.
+
+    Libraries, capability checks and kernels ask for the current device: so all of a run is on its own.
+
+    Returns:
+        The device, a CUDA one with its number.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -23,9 +28,11 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("only cpu and cuda are supported")
-        torch.empty(0, device=device)
+        device = torch.empty(0, device=device).device  # of "cuda", the number too
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used ({str(error).splitlines()[0]})") from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 
@@ -46,7 +53,7 @@ def amp_dtype(device: torch.device, wanted: bool, width: int) -> torch.dtype | N
     """The autocast type: bfloat16 where the device computes in it, else float16; None for full precision.
 
     Args:
-        device: where the encoder runs.
+        device: where the encoder runs, as `pick_device` returns it.
         wanted: whether precision may be mixed at all.
         width: of the images, in pixels.
 

@@ -167,7 +167,7 @@ def open_data(config: Config, console: Console) -> tuple[ReidSet, TrainingSet]:
 
 def label_images(run: Run) -> np.ndarray:
     """Cluster the training images and fill the memory: [N] int64 pseudo labels."""
-    method, epoch, clock = run.method, run.at.epoch, Clock(run.at.seconds)
+    method, epoch, clock = run.method, run.at.epoch, Clock(run.device, run.at.seconds)
 
     def extract_features(encoder: Encoder, *, source: bool = False) -> Tensor:
         with run.console.progress("extracting") as report:
@@ -199,7 +199,7 @@ def in_company(labels: np.ndarray) -> np.ndarray:
 
 def train_epoch(run: Run) -> None:
     """Run the steps of one epoch that are still to do."""
-    config, method, at, clock = run.config, run.method, run.at, Clock(run.at.seconds)
+    config, method, at, clock = run.config, run.method, run.at, Clock(run.device, run.at.seconds)
     labels = at.epoch_labels
     for group in run.optimizer.param_groups:
         group["lr"] = method.lr(at.epoch)
@@ -270,7 +270,7 @@ def finish_epoch(run: Run, row: dict[str, Any]) -> None:
     query, gallery = run.data.query, run.data.gallery
     due = epoch % config.eval_step == 0 or epoch == config.epochs
     if due and query is not None and gallery is not None:
-        clock = Clock(row["seconds"])
+        clock = Clock(run.device, row["seconds"])
         with clock.stage("evaluate"):
             for prefix, encoder in {"": run.method.model, **run.method.others}.items():
                 scores = score_encoder(

@@ -4,15 +4,70 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from reid_fast.device import amp_dtype
+from reid_fast.clock import Clock
+from reid_fast.device import amp_dtype, pick_device
 from reid_fast.errors import UserError
 
 CPU = torch.device("cpu")
 ISA = "ONEDNN_MAX_CPU_ISA"
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Stand-ins for CUDA with two devices, of which only the second computes in bfloat16; what is asked of them."""
+    asked = []
+
+    def empty(_, device):
+        return SimpleNamespace(device=torch.device("cuda", device.index or 0))
+
+    def current_computes_bfloat16(including_emulation):
+        return asked[-1] == ("current", torch.device("cuda", 1))
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(("current", device)))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", current_computes_bfloat16)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: asked.append(("wait", device)))
+    return asked
+
+
+def test_the_device_of_a_run_is_the_current_one(two_gpus):
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    assert two_gpus == [("current", torch.device("cuda", 1))]
+    assert pick_device("auto") == torch.device("cuda", 0)
+    assert pick_device("cuda").index == 0
+
+
+@pytest.mark.parametrize(("name", "expected"), [("cuda:1", torch.bfloat16), ("cuda", torch.float16)])
+def test_the_autocast_type_is_that_of_the_device_of_the_run(two_gpus, name, expected):
+    assert amp_dtype(pick_device(name), True, 128) is expected
+
+
+def test_a_stage_waits_for_the_device_that_it_is_measured_on(two_gpus):
+    clock = Clock(torch.device("cuda", 1), {"train": 60.0})
+    with clock.stage("train"):
+        assert two_gpus == [("wait", torch.device("cuda", 1))]
+    assert two_gpus == 2 * [("wait", torch.device("cuda", 1))]
+    assert 60 < clock["train"] < 120
+    with Clock(CPU).stage("train"):
+        pass
+    assert len(two_gpus) == 2
+
+
+def test_laps_add_up_to_the_stage(monkeypatch):
+    ticks = iter([1.0, 2.0, 4.0, 8.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    clock = Clock(CPU, {"knn": 0.5})
+    with clock.stage("train") as lap:
+        lap()
+        assert clock == {"knn": 0.5, "train": 1.0}
+        lap()
+    assert clock == {"knn": 0.5, "train": 7.0}
 
 
 @pytest.fixture

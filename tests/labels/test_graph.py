@@ -12,7 +12,7 @@ def test_approximate_search_says_what_it_missed():
     pytest.importorskip("faiss")
     centres = np.random.default_rng(0).normal(size=(40, 1, 16))
     rows = (centres + 0.2 * np.random.default_rng(1).normal(size=(40, 20, 16))).reshape(800, 16)
-    features, said, clock = torch.from_numpy(rows).float(), [], Clock()
+    features, said, clock = torch.from_numpy(rows).float(), [], Clock(torch.device("cpu"))
     exact = jaccard_graph(features, 10, 3, 0.6, clock, say=said.append)
     assert said == []
     close = jaccard_graph(features, 10, 3, 0.6, clock, search="ivf", say=said.append)
