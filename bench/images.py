@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from torch import Tensor
 from reid_fast.console import Console
 from reid_fast.data.images import MEAN, STD, ImageStream, View
 from reid_fast.data.images.augmentation import Augmentation, draw
-from reid_fast.data.images.image_files import Request
 from reid_fast.data.images.normalisation import ERASE_FILL
 from reid_fast.data.images.store import ImageStore, decode
 from reid_fast.data.synthetic import synthetic_folder
@@ -37,16 +35,10 @@ def _rows(paths: list[Path], size: tuple[int, int], pad: int, runs: int) -> list
     stream = ImageStream(paths, size, views=(view,), batch_size=BATCH, device=device)
     pixels, filling = timed(lambda: decode(paths, size, device=device, threads=2, console=Console()), 1)
     store = ImageStore(paths, pixels)
-    starts = range(0, len(paths) - BATCH + 1, BATCH)
-
-    def parameters() -> Iterator[Request]:
-        for start in starts:
-            index = np.arange(start, start + BATCH)
-            yield index, [draw(view, size, index, seed=0, epoch=0)]
-
-    index, (first,) = next(parameters())
-    theirs = np.stack([_pillow(paths[i], size, first, i) for i in range(BATCH)])
-    ours = [next(iter(files([(index, [first])])))[0] for files in (stream, store)]
+    index = np.arange(len(paths) // BATCH * BATCH)
+    aug = draw(view, size, index, seed=0, epoch=0)
+    theirs = np.stack([_pillow(paths[i], size, aug, i) for i in range(BATCH)])
+    ours = [next(files(index[:BATCH], [aug[:BATCH]], BATCH))[0] for files in (stream, store)]
     errors = [_grey_levels(images, theirs) for images in ours]
     between = _grey_levels(ours[0], ours[1].permute(0, 2, 3, 1).cpu().numpy())
     if max(errors) > 1 or between > 0.01:
@@ -54,13 +46,13 @@ def _rows(paths: list[Path], size: tuple[int, int], pad: int, runs: int) -> list
 
     def published() -> None:
         with ThreadPoolExecutor(2) as pool:
-            for index, (aug,) in parameters():
-                list(pool.map(lambda i, aug=aug: _pillow(paths[i], size, aug, i % BATCH), index))
+            for start in index[::BATCH]:
+                list(pool.map(lambda i: _pillow(paths[i], size, aug, i), range(start, start + BATCH)))
 
     _, slow = timed(published, 1)
     rows = []
     for name, files, error in (("stream", stream, errors[0]), ("store", store, errors[1])):
-        count, fast = timed(lambda f=files: sum(len(images) for (images,) in f(parameters())), runs)
+        count, fast = timed(lambda f=files: sum(len(images) for (images,) in f(index, [aug], BATCH)), runs)
         row = {"stage": f"images, {name}", "size": size, "images": count, "device": device.type}
         row |= {"ours": fast, "pillow": slow, "images_per_second": round(count / fast["seconds"])}
         row |= {"faster": round(slow["seconds"] / fast["seconds"], 2), "mean_difference_grey_levels": round(error, 3)}

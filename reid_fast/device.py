@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from reid_fast.errors import UserError
 
@@ -34,6 +36,12 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
+
+
+def to_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """An array as a tensor on `device`: to CUDA its copy is queued, from pinned memory, and the host goes on."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def require_one_process() -> None:

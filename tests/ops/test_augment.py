@@ -98,7 +98,7 @@ def test_matches_the_stream(tmp_path):
         pil.fromarray(pixels).save(path)
     drawn = draw(view, (32, 16), np.arange(6), seed=3, epoch=0)
     stream = ImageStream(paths, (32, 16), views=[view], batch_size=6, threads=1)
-    ((streamed,),) = stream([(index.numpy(), [drawn])])
+    ((streamed,),) = stream(index.numpy(), [drawn], len(index))
     stored = augment(images, index, flip, crop, erase, mean=MEAN, std=STD, fill=ERASE_FILL)
     assert torch.equal(stored, streamed)
 

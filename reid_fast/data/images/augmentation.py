@@ -44,6 +44,10 @@ class Augmentation:
         pairs, rectangles = np.zeros((n, 2), np.int32), np.zeros((n, 4), np.int32)
         return cls(False, np.zeros(n, bool), pairs, np.zeros(n, np.float32), rectangles)
 
+    def __getitem__(self, rows: slice) -> Augmentation:
+        """The parameters of some of the images."""
+        return Augmentation(self.grey, self.flip[rows], self.crop[rows], self.blur[rows], self.erase[rows])
+
 
 def draw(
     view: View, size: tuple[int, int], positions: np.ndarray, *, seed: int, epoch: int, number: int = 0
@@ -57,7 +61,7 @@ def draw(
         seed, epoch: the source of randomness.
         number: which view of the image this is; different numbers draw independently.
     """
-    uniform = _Uniform(positions, seed, epoch, number)
+    uniform = _Uniform.of(positions, seed, epoch, number)
     crop = np.stack([uniform.integer(1, 2 * view.pad), uniform.integer(2, 2 * view.pad)], axis=1) - view.pad
     low, high = view.blur_sigma
     sigma = np.where(uniform(3) < view.blur, low + (high - low) * uniform(4), 0.0)
@@ -74,16 +78,17 @@ def _rectangles(view: View, size: tuple[int, int], uniform: _Uniform) -> np.ndar
     """Random erasing (Zhong et al., AAAI 2020): up to 100 tries until the rectangle fits inside the image."""
     height, width = size
     shape = np.zeros((len(uniform), 2), dtype=np.int64)
-    waiting = uniform(5) < view.erase
+    waiting = np.flatnonzero(uniform(5) < view.erase)
     for attempt in range(_TRIES):
-        if not waiting.any():
+        if len(waiting) == 0:
             break
-        area = _between(view.erase_area, uniform(8 + 2 * attempt)) * height * width
-        aspect = _between(view.erase_aspect, uniform(9 + 2 * attempt))
+        some = uniform[waiting]
+        area = _between(view.erase_area, some(8 + 2 * attempt)) * height * width
+        aspect = _between(view.erase_aspect, some(9 + 2 * attempt))
         h, w = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-        fits = waiting & (h < height + view.erase_across) & (w < width + view.erase_across)
-        shape[fits] = np.stack([h, w], axis=1)[fits]
-        waiting &= ~fits
+        fits = (h < height + view.erase_across) & (w < width + view.erase_across)
+        shape[waiting[fits]] = np.stack([h, w], axis=1)[fits]
+        waiting = waiting[~fits]
     place = np.stack([uniform.integer(6, height - shape[:, 0]), uniform.integer(7, width - shape[:, 1])], axis=1)
     return np.where(shape[:, :1] > 0, np.concatenate([place, shape], axis=1), 0).astype(np.int32)
 
@@ -95,14 +100,22 @@ def _between(bounds: tuple[float, float], u: np.ndarray) -> np.ndarray:
 class _Uniform:
     """Uniform numbers in [0, 1), one per position, for each use: SplitMix64's finaliser (Steele et al., 2014)."""
 
-    def __init__(self, positions: np.ndarray, seed: int, epoch: int, number: int) -> None:
+    def __init__(self, keys: np.ndarray) -> None:
+        self._keys = keys
+
+    @classmethod
+    def of(cls, positions: np.ndarray, seed: int, epoch: int, number: int) -> _Uniform:
         key = np.zeros(1, np.uint64)
         for part in (seed, epoch, number):
             key = _mix(key + np.uint64(part & (2**64 - 1)))
-        self._keys = _mix(key + np.asarray(positions).astype(np.uint64))
+        return cls(_mix(key + np.asarray(positions).astype(np.uint64)))
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def __getitem__(self, rows: np.ndarray) -> _Uniform:
+        """The numbers of some positions."""
+        return _Uniform(self._keys[rows])
 
     def __call__(self, use: int) -> np.ndarray:
         """[n] float64 in [0, 1)."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from reid_fast.data.images.augmentation import Augmentation
-
-# Indices [n] into the files, and one `Augmentation` of n images per view.
-Request = tuple[np.ndarray, Sequence[Augmentation]]
 
 
 class ImageFiles(ABC):
@@ -21,20 +18,26 @@ class ImageFiles(ABC):
     paths: Sequence[Path]
 
     @abstractmethod
-    def __call__(self, requests: Iterable[Request]) -> Iterator[tuple[Tensor, ...]]:
-        """Serve one request after the other.
+    def __call__(
+        self, indices: np.ndarray, augmentations: Sequence[Augmentation], batch_size: int
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Serve images, `batch_size` at a time.
+
+        Args:
+            indices: [n] into the files.
+            augmentations: the parameters of the n images, by view; none: the images themselves.
+            batch_size: B; what is left over comes last.
 
         Yields:
-            One [n, 3, H, W] float32 tensor per view (one in all if there are no views), normalised, channels_last.
+            One [B, 3, H, W] float32 tensor per view (one in all if there are no views), normalised, channels_last.
 
         Raises:
             UserError: a file cannot be read or decoded; it is named.
         """
 
     def plain(self, indices: np.ndarray, batch_size: int) -> Iterator[Tensor]:
-        """Serve images without augmentation, [n, 3, H, W] at a time."""
-        chunks = (indices[i : i + batch_size] for i in range(0, len(indices), batch_size))
-        return (images for (images,) in self((chunk, ()) for chunk in chunks))
+        """Serve images without augmentation, [B, 3, H, W] at a time."""
+        return (images for (images,) in self(indices, (), batch_size))
 
 
 class Part(ImageFiles):
@@ -44,5 +47,12 @@ class Part(ImageFiles):
         self.paths = whole.paths[start:stop]
         self._whole, self._start = whole, start
 
-    def __call__(self, requests: Iterable[Request]) -> Iterator[tuple[Tensor, ...]]:
-        return self._whole((self._start + indices, augmentations) for indices, augmentations in requests)
+    def __call__(
+        self, indices: np.ndarray, augmentations: Sequence[Augmentation], batch_size: int
+    ) -> Iterator[tuple[Tensor, ...]]:
+        return self._whole(self._start + indices, augmentations, batch_size)
+
+
+def batches(n: int, size: int) -> Iterator[slice]:
+    """The rows of each batch of `size` out of n."""
+    return (slice(start, start + size) for start in range(0, n, size))

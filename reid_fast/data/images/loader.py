@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from reid_fast.console import Console
-from reid_fast.data.images.augmentation import Augmentation, View, draw
+from reid_fast.data.images.augmentation import View, draw
 from reid_fast.data.images.held import Held
-from reid_fast.data.images.image_files import ImageFiles, Part
+from reid_fast.data.images.image_files import ImageFiles, Part, batches
 from reid_fast.data.images.store import ImageStore, decode
 from reid_fast.data.images.stream import ImageStream
 from reid_fast.data.sets import TrainingSet
+from reid_fast.device import to_device
 
 
 @dataclass(frozen=True)
@@ -85,21 +86,18 @@ class Loader:
         Raises:
             UserError: a file cannot be read or decoded; it is named.
         """
-        known = self.images.classes(labels), self.images.images.cams
-        classes, cams = (torch.from_numpy(values).to(self.device) for values in known)  # once: then the device indexes
-        steps = range(first_step, len(plan))
-        requests = ((plan[step], self._drawn(step, plan.shape[1], epoch)) for step in steps)
-        for step, views in zip(steps, self.augmented(requests), strict=True):
-            index = torch.from_numpy(plan[step]).to(self.device, non_blocking=True)
-            yield Batch(views, classes[index], index, cams[index], epoch, steps_before + step)
-
-    def _drawn(self, step: int, width: int, epoch: int) -> list[Augmentation]:
-        """The augmentation of a step's `width` images, by view: an image's position is its place in the epoch."""
-        positions = np.arange(step * width, (step + 1) * width)
-        return [
+        width = plan.shape[1]
+        images = plan[first_step:].ravel()
+        positions = np.arange(first_step * width, plan.size)  # an image's place in the epoch, whenever it resumes
+        drawn = [
             draw(view, self.size, positions, seed=self.seed, epoch=epoch, number=number)
             for number, view in enumerate(self.views)
         ]
+        known = images, self.images.classes(labels)[images], self.images.images.cams[images]
+        index, classes, cams = (to_device(values, self.device) for values in known)
+        of_batches = zip(batches(len(images), width), self.augmented(images, drawn, width), strict=True)
+        for step, (rows, views) in enumerate(of_batches, steps_before + first_step):
+            yield Batch(views, classes[rows], index[rows], cams[rows], epoch, step)
 
 
 def open_loader(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from reid_fast.console import Console
 from reid_fast.data.images.augmentation import Augmentation
-from reid_fast.data.images.image_files import ImageFiles, Request
+from reid_fast.data.images.image_files import ImageFiles, batches
 from reid_fast.data.images.normalisation import ERASE_FILL, MEAN, STD
 from reid_fast.data.images.stream import ImageStream
+from reid_fast.device import to_device
 from reid_fast.ops import augment
 
 _BATCH = 256  # images decoded at once
@@ -33,25 +34,39 @@ class ImageStore(ImageFiles):
         """
         self.paths, self._pixels = paths, pixels
 
-    def __call__(self, requests: Iterable[Request]) -> Iterator[tuple[Tensor, ...]]:
-        """See `ImageFiles`; on the CPU the next request is served while the caller has the one before."""
-        made = (self._views(*request) for request in requests)
+    def __call__(
+        self, indices: np.ndarray, augmentations: Sequence[Augmentation], batch_size: int
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """See `ImageFiles`. Indices and parameters go to the device at once: no batch copies anything.
+
+        On the CPU the next batch is made while the caller has the one before.
+        """
+        index = self._put(np.array(indices, dtype=np.int64))
+        views = [self._view(index, aug) for aug in augmentations or [Augmentation.none(len(index))]]
+        made = (tuple(view(rows) for view in views) for rows in batches(len(index), batch_size))
         # On CUDA, making a batch only queues its kernels: there is nothing to hide behind the step before.
         return made if self._pixels.is_cuda else ahead(made)
 
-    def _views(self, indices: np.ndarray, augmentations: Sequence[Augmentation]) -> tuple[Tensor, ...]:
-        index = self._put(np.array(indices, dtype=np.int64))
-        return tuple(self._view(index, aug) for aug in augmentations or [Augmentation.none(len(index))])
-
-    def _view(self, index: Tensor, aug: Augmentation) -> Tensor:
+    def _view(self, index: Tensor, aug: Augmentation) -> Callable[[slice], Tensor]:
+        """What makes one view of some of the images."""
         flip, crop, erase = (self._put(values) for values in (aug.flip, aug.crop, aug.erase))
         blur = self._put(aug.blur) if aug.blur.any() else None
-        return augment(
-            self._pixels, index, flip, crop, erase, mean=MEAN, std=STD, fill=ERASE_FILL, blur=blur, grey=aug.grey
-        )
+
+        def of(rows: slice) -> Tensor:
+            return augment(
+                self._pixels,
+                *(values[rows] for values in (index, flip, crop, erase)),
+                mean=MEAN,
+                std=STD,
+                fill=ERASE_FILL,
+                blur=None if blur is None else blur[rows],
+                grey=aug.grey,
+            )
+
+        return of
 
     def _put(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self._pixels.device, non_blocking=True)
+        return to_device(values, self._pixels.device)
 
 
 def decode(

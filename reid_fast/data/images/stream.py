@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid_fast.data.images.augmentation import View
-from reid_fast.data.images.image_files import ImageFiles, Request
+from reid_fast.data.images.augmentation import Augmentation, View
+from reid_fast.data.images.image_files import ImageFiles, batches
 from reid_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ImageStream(ImageFiles):
         self.paths, self.size = paths, size
         self._device = torch.device(device)
         self._views = tuple(views)
-        self._requests: Iterator[Request] = iter(())
+        self._requests: Iterator[tuple[np.ndarray, list[Augmentation]]] = iter(())
         self._recent: list[np.ndarray] = []
         self._new_pipeline = partial(
             dali.build,
@@ -67,12 +67,15 @@ class ImageStream(ImageFiles):
         )
         self._pipeline = self._new_pipeline()
 
-    def __call__(self, requests: Iterable[Request]) -> Iterator[tuple[Tensor, ...]]:
+    def __call__(
+        self, indices: np.ndarray, augmentations: Sequence[Augmentation], batch_size: int
+    ) -> Iterator[tuple[Tensor, ...]]:
         """See `ImageFiles`; a stream that is not `normalised` yields uint8."""
         if self._recent:  # an unfinished pass has left its prefetched images, or its error, in the pipeline
             self._recent.clear()
             self._pipeline = self._new_pipeline()
-        self._requests = iter(requests)
+        rows = batches(len(indices), batch_size)
+        self._requests = ((indices[some], [aug[some] for aug in augmentations]) for some in rows)
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         self._pipeline.reset()
         while True:
@@ -87,7 +90,7 @@ class ImageStream(ImageFiles):
             yield tuple(torch.from_dlpack(out.as_tensor()).permute(0, 3, 1, 2) for out in outputs)
 
     def _next_inputs(self) -> Inputs:
-        """The next request as the graph is fed with it: the files' bytes, then the parameters of each view."""
+        """The next batch as the graph is fed with it: the files' bytes, then the parameters of each view."""
         from reid_fast.data.images import dali
 
         indices, augmentations = next(self._requests)

@@ -71,7 +71,7 @@ def test_an_image_is_augmented_by_its_place_in_the_epoch(target, source, cache):
     paths = [*source.paths, *target.paths]
     for number, view in enumerate(VIEWS):
         drawn = draw(view, SIZE, np.arange(plan.size), seed=5, epoch=2, number=number)
-        ((expected,),) = ImageStream(paths, SIZE, views=[view], batch_size=plan.size)([(plan.ravel(), [drawn])])
+        ((expected,),) = ImageStream(paths, SIZE, views=[view], batch_size=plan.size)(plan.ravel(), [drawn], plan.size)
         assert torch.equal(torch.cat([batch.views[number] for batch in batches]), expected)
 
 
@@ -102,6 +102,19 @@ def test_resumption_repeats_the_batches(target, source, cache, first_step):
     whole = list(loader.batches(plan, LABELS, epoch=3, steps_before=7))
     resumed = opened(images, cache).batches(plan, LABELS, epoch=3, first_step=first_step, steps_before=7)
     assert_equal(whole[first_step:], resumed)
+
+
+def test_parameters_are_drawn_once_an_epoch_for_the_steps_that_are_left(target, source, monkeypatch):
+    drawn = []
+
+    def counted(view, size, positions, **options):
+        drawn.append(positions.tolist())
+        return draw(view, size, positions, **options)
+
+    monkeypatch.setattr("reid_fast.data.images.loader.draw", counted)
+    images = TrainingSet(target, source)
+    list(opened(images, HELD).batches(plan_over(images), LABELS, epoch=3, first_step=2))
+    assert drawn == len(VIEWS) * [list(range(8, 20))]
 
 
 @pytest.mark.parametrize("cache", [HELD, STREAMED])

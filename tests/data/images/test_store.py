@@ -35,16 +35,8 @@ def held(paths, size, device=CPU):
 def through(files, views, size, count=61, batch_size=9):
     """`count` images in any order and more than once, by view: [count, 3, H, W]."""
     indices = np.random.default_rng(1).integers(0, len(files.paths), count)
-
-    def batches():
-        for start in range(0, count, batch_size):
-            rows = np.arange(count)[start : start + batch_size]
-            yield (
-                indices[rows],
-                [draw(view, size, rows, seed=5, epoch=2, number=n) for n, view in enumerate(views)],
-            )
-
-    return [torch.cat(view) for view in zip(*files(batches()), strict=True)]
+    augs = [draw(view, size, np.arange(count), seed=5, epoch=2, number=n) for n, view in enumerate(views)]
+    return [torch.cat(view) for view in zip(*files(indices, augs, batch_size), strict=True)]
 
 
 def both(paths, views, size):
@@ -105,8 +97,8 @@ def test_a_part_is_the_whole_counted_from_its_start(paths):
     (plain,) = part.plain(np.array([2, 0, 1]), 3)
     assert torch.equal(plain, expected)
     augmentations = [draw(view, (8, 9), np.arange(2), seed=1, epoch=0) for view in views]
-    ((expected,),) = whole([(np.array([4, 5]), augmentations)])
-    ((augmented,),) = part([(np.array([1, 2]), augmentations)])
+    ((expected,),) = whole(np.array([4, 5]), augmentations, 2)
+    ((augmented,),) = part(np.array([1, 2]), augmentations, 2)
     assert torch.equal(augmented, expected)
 
 
@@ -154,14 +146,14 @@ def test_the_next_item_is_made_while_the_caller_has_this_one():
         assert not any(later.is_set() for later in asked[i + 2 :])
 
 
-def test_an_error_reaches_the_caller(paths):
+def test_an_error_reaches_the_caller():
 
-    def batches():
-        yield np.arange(3), ()
+    def items():
+        yield 1
         raise UserError("no more")
 
-    served = held(paths, (9, 8))(batches())
-    assert len(next(served)[0]) == 3
+    served = ahead(items())
+    assert next(served) == 1
     with pytest.raises(UserError, match="no more"):
         next(served)
 

@@ -68,15 +68,8 @@ def streamed(paths, views=(), *, indices=None, batch_size=4, size=SIZE, number=0
     """All images through one pass; and for each view the parameters that were applied."""
     indices = np.arange(len(paths)) if indices is None else np.asarray(indices)
     augs = [draw(view, size, np.arange(len(indices)), seed=5, epoch=2, number=n) for n, view in enumerate(views)]
-
-    def batches():
-        for start in range(0, len(indices), batch_size):
-            rows = np.arange(len(indices))[start : start + batch_size]
-            parts = [draw(view, size, rows, seed=5, epoch=2, number=n) for n, view in enumerate(views)]
-            yield indices[rows], parts
-
     stream = ImageStream(paths, size, views=views, batch_size=batch_size)
-    passed = list(stream(batches()))
+    passed = list(stream(indices, augs, batch_size))
     return [torch.cat(view) for view in zip(*passed, strict=True)], augs
 
 
@@ -106,7 +99,7 @@ def test_flip_crop_and_erasing_are_exact(exact, view):
 
 def test_a_crop_is_padded_with_black_before_normalising(exact):
     aug = replace(Augmentation.none(1), crop=np.array([[-3, 4]], np.int32))
-    ((images,),) = list(ImageStream(exact, SIZE, views=(View(),), batch_size=1)([(np.array([0]), [aug])]))
+    ((images,),) = list(ImageStream(exact, SIZE, views=(View(),), batch_size=1)(np.array([0]), [aug], 1))
     black = torch.tensor(-MEAN / STD).float()
     assert torch.allclose(images[0, :, :3].flatten(1).T, black)
     assert torch.allclose(images[0, :, :, -4:].flatten(1).T, black)
