@@ -20,7 +20,7 @@ from reid_fast.clock import Clock
 from reid_fast.command_line import parse
 from reid_fast.config import Config, to_json
 from reid_fast.console import Console
-from reid_fast.data.images import Loader, open_loader
+from reid_fast.data.images import Batch, Loader, open_loader
 from reid_fast.data.open import open_set
 from reid_fast.data.sets import ImageSet, ReidSet, TrainingSet
 from reid_fast.device import amp_dtype, choose_kernels, pick_device, require_one_process
@@ -209,15 +209,8 @@ def train_epoch(run: Run) -> None:
     unread: list[Tensor] = []  # losses that the host has not looked at yet
     with run.console.progress("training") as report, clock.stage("train") as lap:
         for batch in batches:
-            with torch.autocast(run.device.type, run.amp, enabled=run.amp is not None):
-                loss = reduce(add, method.training_step(batch).values())
-            run.optimizer.zero_grad()
-            run.scaler.scale(loss).backward()
-            run.scaler.step(run.optimizer)
-            run.scaler.update()
-            method.finish_step(batch)
+            unread.append(train_step(run, batch))
             at.step += 1
-            unread.append(loss.detach())
             report(at.step * plan.shape[1], plan.size)
             saving = at.step % config.save_steps == 0 and at.step < len(plan)
             if saving or at.step == len(plan) or len(unread) == CHECK_STEPS[run.device.type]:
@@ -227,6 +220,18 @@ def train_epoch(run: Run) -> None:
                 at.seconds = dict(clock)
                 save(run)
     at.seconds = dict(clock)
+
+
+def train_step(run: Run, batch: Batch) -> Tensor:
+    """One step; its loss, still on the device. Nothing here waits for the device, and nothing is copied to it."""
+    with torch.autocast(run.device.type, run.amp, enabled=run.amp is not None):
+        loss = reduce(add, run.method.training_step(batch).values())
+    run.optimizer.zero_grad()
+    run.scaler.scale(loss).backward()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.method.finish_step(batch)
+    return loss.detach()
 
 
 def read_losses(run: Run, unread: list[Tensor], plan: np.ndarray) -> None:

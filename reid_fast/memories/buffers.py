@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from reid_fast import ops
+from reid_fast.device import to_device
 
 
 class VaryingBuffers(nn.Module):
@@ -24,6 +24,6 @@ class VaryingBuffers(nn.Module):
 
 def label_means(features: Tensor, labels: np.ndarray) -> Tensor:
     """[C, D] float32 mean of the [N, D] features of each label; -1 is left out."""
-    kept = torch.from_numpy(np.flatnonzero(labels >= 0)).to(features.device)
-    label = torch.from_numpy(labels).to(features.device)[kept]
-    return ops.class_means(features[kept], label).means
+    kept = np.flatnonzero(labels >= 0)
+    index, label = (to_device(values, features.device) for values in (kept, labels[kept]))
+    return ops.class_means(features[index], label).means

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from reid_fast import ops
+from reid_fast.device import to_device
 from reid_fast.memories.buffers import VaryingBuffers
 
 
@@ -31,7 +32,7 @@ class InstanceMemory(VaryingBuffers):
 
     def relabel(self, labels: np.ndarray) -> None:
         """Take the [N] int64 classes of an epoch; numbers may be unused."""
-        self.labels = torch.from_numpy(labels).to(self.rows.device)
+        self.labels = to_device(labels, self.rows.device)
         self.means, self.counts = ops.class_means(self.rows, self.labels)
 
     def step(self, x: Tensor, index: Tensor, temperature: float, momentum: float, focal: float = 0.0) -> Tensor:

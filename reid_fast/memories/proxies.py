@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reid_fast import ops
+from reid_fast.device import to_device
 from reid_fast.memories.buffers import VaryingBuffers, label_means
 
 
@@ -40,7 +41,7 @@ class CameraProxies(VaryingBuffers):
         spans = np.stack([np.searchsorted(pairs[:, 0], camera, side) for side in ("left", "right")], axis=1)
         self.rows = F.normalize(label_means(features, proxies))
         self.labels, self.spans, self.row_of = (
-            torch.from_numpy(array).to(features.device) for array in (pairs[:, 1].copy(), spans, row_of)
+            to_device(array, features.device) for array in (pairs[:, 1].copy(), spans, row_of)
         )
 
     def step(

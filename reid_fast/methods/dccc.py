@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from reid_fast.config import Count, CountOrZero, Distance, Kept, Share
@@ -92,7 +91,7 @@ class DynamicClusterContrast(PrototypeContrast):
         with torch.autocast(x.device.type, enabled=False):
             soft = (features @ self.memory.rows.T / config.temp).softmax(1)
         share = config.soft_weight * config.smoothing
-        targets = (1 - share) * F.one_hot(batch.labels, len(self.memory.rows)) + share * soft
+        targets = torch.zeros_like(soft).scatter_(1, batch.labels[:, None], 1 - share) + share * soft
         return self.contrast(x, batch, targets)
 
     def finish_step(self, batch: Batch) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from reid_fast import ops
 from reid_fast.config import Count, CountOrZero, Distance, Kept, NotNegative, Positive, Share
 from reid_fast.data.images import Batch, Rule, View, more_cameras
+from reid_fast.device import to_device
 from reid_fast.memories import CameraProxies, PrototypeMemory
 from reid_fast.methods.base import Method
 from reid_fast.methods.settings import CameraSettings, CommunitySettings
@@ -24,6 +25,7 @@ from reid_fast.models.encoder import Encoder
 from reid_fast.models.teacher import follow, new_teacher
 
 _STREAM = 0x49434500  # keeps these draws apart from every other use of the run's seed
+_STEPS = 256  # steps whose shuffles are drawn at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,7 @@ class InterInstanceContrast(Method):
         self.teacher = new_teacher(self.encoder)
         self.memory = PrototypeMemory(self.encoder.width)
         self.proxies = CameraProxies(self.encoder.width)
+        self._drawn: tuple[tuple[int, int], Tensor] | None = None  # a block of steps, their images, their shuffles
 
     @property
     def model(self) -> Encoder:
@@ -137,13 +140,28 @@ class InterInstanceContrast(Method):
 
         Its BatchNorm runs in training mode over groups of a shuffled batch, so that no group holds the student's.
         """
-        rng = np.random.default_rng([_STREAM, self.config.seed, batch.step, view])
-        permutation = torch.from_numpy(rng.permutation(len(batch.labels)))
-        forth, back = (
-            index.to(batch.labels.device, non_blocking=True) for index in (permutation, permutation.argsort())
-        )
+        forth, back = self.shuffles(batch)[view - 1]
         return self.teacher(batch.views[view][forth])[back]
+
+    def shuffles(self, batch: Batch) -> Tensor:
+        """[2, 2, B] for each of two views of a step, the order of the shuffled batch and the way back.
+
+        Those of many steps are drawn, and go to the device, at once.
+        """
+        block, step = divmod(batch.step, _STEPS)
+        sizes = block, len(batch.labels)
+        if self._drawn is None or self._drawn[0] != sizes:
+            self._drawn = sizes, to_device(draw_shuffles(self.config.seed, *sizes), batch.labels.device)
+        return self._drawn[1][step]
 
     def finish_step(self, batch: Batch) -> None:
         """Only the teacher moves."""
         follow(self.teacher, self.encoder, self.config.ema)
+
+
+def draw_shuffles(seed: int, block: int, B: int) -> np.ndarray:
+    """[steps, 2, 2, B] int64: of each step of a block and each of two views, a permutation and its inverse."""
+    steps = range(block * _STEPS, (block + 1) * _STEPS)
+    streams = [[np.random.default_rng([_STREAM, seed, step, view]) for view in (1, 2)] for step in steps]
+    forth = np.array([[rng.permutation(B) for rng in of_step] for of_step in streams])
+    return np.stack([forth, forth.argsort(axis=2)], axis=2)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from reid_fast import ops
 from reid_fast.config import Count, NotNegative, Overlay, Positive
 from reid_fast.data.images import Batch
+from reid_fast.device import to_device
 from reid_fast.memories import Update
 from reid_fast.methods.base import PrototypeContrast
 from reid_fast.methods.settings import CommunitySettings, PrototypeSettings
@@ -88,8 +89,8 @@ class RobustContrast(PrototypeContrast):
 
     def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:
         """Train the attention on the epoch's features, then make the prototypes with it (CSA)."""
-        order, offsets = members_by_cluster(labels, self.config.seed)
-        x, offsets = features[torch.from_numpy(order).to(features.device)], offsets.to(features.device)
+        order, offsets = (to_device(v, features.device) for v in members_by_cluster(labels, self.config.seed))
+        x = features[order]
         if self.config.saa_train != "none":
             self._train_attention(x, offsets)
         if self.config.rcl_init == "mean":
@@ -129,7 +130,7 @@ class RobustContrast(PrototypeContrast):
         return torch.empty_like(ranked).scatter_(0, order, ranked)
 
 
-def members_by_cluster(labels: np.ndarray, seed: int) -> tuple[np.ndarray, Tensor]:
+def members_by_cluster(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The members of each cluster, at most 256 of each, drawn at random.
 
     Args:
@@ -147,7 +148,7 @@ def members_by_cluster(labels: np.ndarray, seed: int) -> tuple[np.ndarray, Tenso
     chosen = chosen[rank < MOST_MEMBERS]
     chosen = chosen[np.lexsort((chosen, labels[chosen]))]
     sizes = np.minimum(counts, MOST_MEMBERS)
-    return chosen, torch.from_numpy(np.concatenate([[0], np.cumsum(sizes)]))
+    return chosen, np.concatenate([[0], np.cumsum(sizes)])
 
 
 def backward_csa(attention: Aggregation, x: Tensor, offsets: Tensor, temperature: float, weighted: bool) -> Tensor:
@@ -167,7 +168,7 @@ def backward_csa(attention: Aggregation, x: Tensor, offsets: Tensor, temperature
     Returns:
         L, a scalar.
     """
-    labels = torch.repeat_interleave(offsets.diff())
+    labels = torch.repeat_interleave(offsets.diff(), output_size=len(x))
     weights, prototypes = attention(x, offsets)
     v = weights / len(prototypes) if weighted else torch.full_like(weights, 1 / len(x))
     leaf_v, leaf_c = v.detach().requires_grad_(), prototypes.detach().requires_grad_()

@@ -67,6 +67,18 @@ def test_the_teacher_sees_a_shuffled_batch_and_its_features_return_in_order():
     assert not torch.equal(seen[3], seen[0])
 
 
+def test_a_steps_shuffles_depend_on_the_step_alone():
+    """Whatever step a run resumes at, and however many are drawn at once."""
+    batches = [batch_of((), np.zeros(5), step=step) for step in (0, 255, 256, 1000)]
+    method = new_method("ice", camera_agnostic=True, seed=3)
+    for batch in [*batches, *reversed(batches)]:
+        for view in (1, 2):
+            expected = np.random.default_rng([0x49434500, 3, batch.step, view]).permutation(5)
+            forth, back = method.shuffles(batch)[view - 1]
+            assert forth.tolist() == expected.tolist()
+            assert forth[back].tolist() == list(range(5))
+
+
 def test_the_teacher_follows_the_student_and_is_the_model():
     method = new_method("ice", camera_agnostic=True)
     method.memory.rows = unit_phi(5, 0.5)

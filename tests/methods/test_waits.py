@@ -1,0 +1,210 @@
+"""What waits for a GPU: in a step nothing, at the start of an epoch what is listed here with its reason."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from inputs import TINY, argv
+from on_device import CPU, Device, OnDevice, on_device
+
+from reid_fast import train as driver
+from reid_fast.command_line import parse
+from reid_fast.data.images import loader
+from reid_fast.methods import base, method_names, settings_class
+from reid_fast.methods.cc import ClusterContrast
+
+SYSTEMS = [*method_names(), "cc with a source", "spcl with a source"]
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def flags(people, market_folder, tmp_path_factory):
+    """The settings of a small run of a system on a device."""
+
+    def settings(system, device):
+        name, _, source = system.partition(" with ")
+        more = {"camera_epoch": 0} if "camera_epoch" in settings_class(name).__dataclass_fields__ else {}
+        if source:
+            more |= {"source": "market1501", "source_dir": market_folder}
+        more |= {"data_dir": people, "logs_dir": tmp_path_factory.mktemp("run"), "device": device}
+        small = TINY | {"iters": STEPS, "epochs": 1, "workers": 1}
+        return parse(argv(**small | more, method=name.replace("_", "-")))[0]
+
+    return settings
+
+
+@pytest.fixture(scope="module")
+def device():
+    """A device that is not there, in place of what would start a real one."""
+    decode, jaccard_graph, device = loader.decode, base.jaccard_graph, Device()
+
+    def decode_there(*arguments, device, **options):
+        pixels = decode(*arguments, device=CPU, **options)
+        return on_device(pixels) if device.type == "cuda" else pixels
+
+    def graph(features, *arguments, **options):
+        with device.unwatched():  # the clustering has tests of its own
+            features = features.plain if isinstance(features, OnDevice) else features
+            return jaccard_graph(features, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "decode", decode_there)
+        patch.setattr(base, "jaccard_graph", graph)
+        patch.setattr(driver, "pick_device", torch.device)
+        patch.setattr(torch.cuda, "synchronize", lambda device: None)
+        patch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40, 2**40))
+        yield device
+
+
+def labelled(config):
+    """A run whose next thing is the first step of its first epoch."""
+    run = driver.build(config)
+    run.at.labels = torch.from_numpy(driver.label_images(run))
+    return run
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
+def epoch(request, flags, device):
+    """An epoch on the device: (the system, its run, the events of the label stage, those of the training)."""
+    step = driver.train_step
+
+    def marked(run, batch):
+        loss = step(run, batch)
+        device.events.append("step")
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch, device:
+        patch.setattr(driver, "train_step", marked)
+        run = driver.build(flags(request.param, "cuda:0"))
+        device.events.clear()
+        run.at.labels = torch.from_numpy(driver.label_images(run))
+        of_labels = device.events[:]
+        device.events.clear()
+        driver.train_epoch(run)
+    return request.param, run, of_labels, device.events[:]
+
+
+def test_a_step_waits_for_nothing_and_copies_nothing(epoch):
+    """From the second one on: with the first, what the whole epoch needs is copied."""
+    _, run, _, events = epoch
+    first = events.index("step")
+    assert [str(event) for event in events[first:]] == [*STEPS * ["step"], "tolist in read_losses"]
+    assert {(event.function, event.waits) for event in events[:first]} == {("to_device", False)}
+    assert first <= 3 + 5 * len(run.method.views) + 1  # index, classes, cameras; parameters by view; ICE's shuffles
+
+
+def test_what_the_device_computes_is_what_the_cpu_computes(epoch, flags, device):
+    """So nothing has slipped past it."""
+    system, run, _, _ = epoch
+    there = run.method.state_dict()
+    here = labelled(flags(system, "cpu"))
+    driver.train_epoch(here)
+    assert here.at.loss == run.at.loss
+    for name, tensor in here.method.state_dict().items():
+        assert there[name].is_cuda, name
+        assert torch.equal(tensor.nan_to_num(), there[name].plain.nan_to_num()), name
+
+
+EVERY_EXTRACTION = {"nonzero in extract": 1}  # whether the features are finite
+EVERY_MEAN = {"bincount in class_means": 1, "segment_reduce in class_means": 1}  # how many classes, and their sizes
+LABEL_STAGE = {
+    "cacl": [EVERY_EXTRACTION, EVERY_EXTRACTION, EVERY_MEAN, EVERY_MEAN],
+    "cap": [EVERY_EXTRACTION, EVERY_MEAN],
+    "cap_cc": [EVERY_EXTRACTION, EVERY_MEAN, EVERY_MEAN],
+    "cc": [EVERY_EXTRACTION, EVERY_MEAN],
+    "cc with a source": [EVERY_EXTRACTION, EVERY_EXTRACTION, EVERY_MEAN, EVERY_MEAN],
+    "dccc": [EVERY_EXTRACTION, EVERY_MEAN],
+    "ice": [EVERY_EXTRACTION, EVERY_MEAN, EVERY_MEAN],
+    # The attention is trained for 20 steps and applied once; each checks the clusters' sizes.
+    "rcl": [EVERY_EXTRACTION, {"segment_reduce in cluster_attention": 21}],
+    # Whether the first epoch has set its threshold.
+    "spcl": [EVERY_EXTRACTION, {"item in assign_labels": 1}, EVERY_MEAN],
+    "spcl with a source": 2 * [EVERY_EXTRACTION, EVERY_MEAN] + [{"item in assign_labels": 1}],
+}
+
+
+def test_the_label_stage_waits_where_it_is_listed(epoch):
+    system, _, events, _ = epoch
+    waits = Counter(str(event) for event in events if event.waits)
+    assert waits == sum(map(Counter, LABEL_STAGE[system]), Counter())
+
+
+def test_a_wait_in_a_hook_is_seen(flags, device, monkeypatch):
+    monkeypatch.setattr(ClusterContrast, "finish_step", lambda self, batch: batch.labels.sum().item())
+    with device:
+        run = labelled(flags("cc", "cuda:0"))
+        device.events.clear()
+        driver.train_epoch(run)
+    assert [event.what for event in device.waits] == [*STEPS * ["item"], "tolist"]
+
+
+N = 6
+WAITING = {
+    "item": lambda x: x[0, 0].item(),
+    "bool": lambda x: bool((x > 0).all()),
+    "float": lambda x: float(x.sum()),
+    "tolist": lambda x: x.tolist(),
+    "cpu": lambda x: x.cpu(),
+    "to cpu": lambda x: x.to("cpu"),
+    "copied to the host": lambda x: torch.empty(N, N).copy_(x, non_blocking=True),
+    "nonzero": lambda x: x.nonzero(),
+    "where": lambda x: torch.where(x > 0),
+    "mask": lambda x: x[x > 0],
+    "masked rows": lambda x: x[x[:, 0] > 0],
+    "put by a mask": lambda x: x.index_put_((x[:, 0] == x[:, 0],), x + 1),
+    "unique": lambda x: x.unique(),
+    "bincount": lambda x: torch.bincount(x[0].long().abs()),
+    "repeat_interleave": lambda x: torch.repeat_interleave(x[0].long().abs()),
+    "equal": lambda x: torch.equal(x, x + 1),
+    "list": lambda x: torch.tensor([1.0], device=x.device),
+    "new_tensor": lambda x: x.new_tensor([1.0]),
+    "array": lambda x: torch.from_numpy(np.zeros(3)).to(x.device, non_blocking=True),
+    "pinned and waited for": lambda x: torch.zeros(3).pin_memory().to(x.device),
+    "host indices": lambda x: x[torch.tensor([0, 1])],
+    "listed indices": lambda x: x[[0, 1]],
+    "array of indices": lambda x: x[np.array([0, 1])],
+}
+GOING_ON = {
+    "arithmetic": lambda x: (x @ x.T + 1).softmax(1).sum(),
+    "factories": lambda x: torch.arange(N, device=x.device) + torch.zeros(N, device="cuda:0") + x.new_ones(N),
+    "selection": lambda x: torch.where(x > 0, x, 0.0),
+    "filled by a mask": lambda x: x.masked_fill(x > 0, 1.0),
+    "indices": lambda x: x[x[0].argsort()],
+    "repeat_interleave": lambda x: torch.repeat_interleave(x[0].long().abs() * 0 + 1, output_size=N),
+    "pinned": lambda x: torch.zeros(3).pin_memory().to(x.device, non_blocking=True),
+    "in place": lambda x: x.mul_(2).add_(x)[1:].zero_(),
+    "to where it is": lambda x: x.to("cuda:0"),
+    "sizes": lambda x: len(x) + x.numel() + x.shape[0],
+}
+
+
+@pytest.mark.parametrize("what", WAITING)
+def test_what_waits_is_seen(what):
+    with Device() as device:
+        WAITING[what](on_device(torch.randn(N, N)))
+    assert device.waits
+
+
+@pytest.mark.parametrize("what", GOING_ON)
+def test_what_does_not_wait_is_let_pass(what):
+    with Device() as device:
+        GOING_ON[what](on_device(torch.randn(N, N)))
+    assert device.waits == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_gpu_a_step_waits_for_nothing(system, flags):
+    run = labelled(flags(system, "cuda"))
+    run.method.train()
+    plan = run.method.plan_epoch(run.at.epoch_labels, 0)
+    batches = run.loader.batches(np.tile(plan, (3, 1)), run.at.epoch_labels, epoch=0)
+    for _ in plan:
+        driver.train_step(run, next(batches))  # kernels are compiled and chosen
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches:
+            driver.train_step(run, batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
