@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from checkpoint import checkpoint
 from cluster import cluster
 from images import images
 from report import save
@@ -15,7 +16,7 @@ from step import step
 from reid_fast.errors import UserError
 
 # A stage is a function (smoke) -> rows; each row holds ours beside the reference.
-STAGES = {"images": images, "cluster": cluster, "step": step}
+STAGES = {"images": images, "cluster": cluster, "step": step, "checkpoint": checkpoint}
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from reid_fast import run_folder
+from reid_fast.checkpoint import CheckpointWriter
 from reid_fast.clock import Clock
 from reid_fast.command_line import parse
 from reid_fast.config import Config, to_json
@@ -61,6 +62,7 @@ class Run:
 
     config: Config
     folder: Path
+    checkpoints: CheckpointWriter
     console: Console
     metrics: MetricsLog
     device: torch.device
@@ -87,17 +89,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(config: Config) -> Path:
     """Train from the start, or from the last checkpoint on, and return the run folder."""
     run = build(config)
-    if run.at.epoch == run.at.step == 0:
-        finish_epoch(run, {"epoch": 0, "seconds": {}})  # the scores of the untrained network
-    while run.at.epoch < config.epochs:
-        if run.at.step == 0:
-            run.at.labels = torch.from_numpy(label_images(run))
-        train_epoch(run)
-        row = epoch_row(run)
-        run.at = Position(run.at.epoch + 1, steps_before=run.at.steps_before + run.at.step)
-        finish_epoch(run, row)
-        run_folder.export(run.folder, target_state(run.method.model), describe(config))
-        save(run)
+    with run.checkpoints:
+        if run.at.epoch == run.at.step == 0:
+            finish_epoch(run, {"epoch": 0, "seconds": {}})  # the scores of the untrained network
+        while run.at.epoch < config.epochs:
+            if run.at.step == 0:
+                run.at.labels = torch.from_numpy(label_images(run))
+            train_epoch(run)
+            row = epoch_row(run)
+            run.at = Position(run.at.epoch + 1, steps_before=run.at.steps_before + run.at.step)
+            finish_epoch(run, row)
+            run_folder.export(run.folder, target_state(run.method.model), describe(config))
+            save(run)
+            run.checkpoints.wait()
     summarise(run)
     return run.folder
 
@@ -145,7 +149,8 @@ def build(config: Config) -> Run:
     )
     if not loader.held:
         console.say(str(loader.held))
-    return Run(config, path, console, metrics, device, amp, data, method, optimizer, scaler, loader, at)
+    checkpoints = CheckpointWriter(path)
+    return Run(config, path, checkpoints, console, metrics, device, amp, data, method, optimizer, scaler, loader, at)
 
 
 def open_data(config: Config, console: Console) -> tuple[ReidSet, TrainingSet]:
@@ -288,7 +293,7 @@ def finish_epoch(run: Run, row: dict[str, Any]) -> None:
 
 
 def save(run: Run) -> None:
-    """Write all state to last.pt."""
+    """Let all state be written to last.pt."""
     state = {
         "config": to_json(run.config),
         "method": run.method.state_dict(),
@@ -296,7 +301,7 @@ def save(run: Run) -> None:
         "scaler": run.scaler.state_dict(),
         "at": asdict(run.at),
     }
-    run_folder.save(run.folder, state)
+    run.checkpoints.save(state)
 
 
 def summarise(run: Run) -> None:

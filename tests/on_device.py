@@ -143,6 +143,10 @@ class Device(TorchFunctionMode):
             if func in (Tensor.tolist, Tensor.cpu) or (func is Tensor.to and _names("cpu", args, kwargs)):
                 _note("tolist" if func is Tensor.tolist else "a copy to the host")
                 return first.plain.tolist() if func is Tensor.tolist else first.plain.clone()
+            if _names("cpu", args, kwargs):  # a factory, by the example of a tensor of the device
+                made = func(first.plain, *args[1:], **{key: kwargs[key] for key in kwargs if key != "pin_memory"})
+                made.pinned = kwargs.get("pin_memory", False)
+                return made
             if func is Tensor.new_tensor:
                 _note("a list copied")
         if not _names("cuda", args, kwargs) or func in (torch.device, torch._C._nn._parse_to):

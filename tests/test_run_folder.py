@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
+import pytest
 import torch
 from inputs import TINY, argv, refused
 
+from reid_fast import run_folder
 from reid_fast.evaluate import main as evaluate
+from reid_fast.methods.cc import ClusterContrast
 from reid_fast.train import main as train
 
 RUN = argv(**TINY, method="cc", iters=8, epochs=2, amp=True)
@@ -54,8 +59,6 @@ def test_checkpoints_that_cannot_be_continued(capsys, people: Path, tmp_path: Pa
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(capsys, people: Path, tmp_path: Path, monkeypatch) -> None:
-    from reid_fast import run_folder
-
     folder = tmp_path / "run"
     flags = [*RUN, "--data-dir", people, "--logs-dir", folder]
     train([*map(str, flags), "--epochs", "1"])
@@ -67,6 +70,50 @@ def test_a_full_disk_keeps_the_last_checkpoint(capsys, people: Path, tmp_path: P
     monkeypatch.setattr(run_folder.torch, "save", full)
     assert "No space left" in refused(capsys, train, *flags, "--resume")
     assert (folder / "last.pt").read_bytes() == before
+    assert not list(folder.glob(".*.part"))
+
+
+@pytest.mark.parametrize("save_steps", ["2", "3"])  # found at the next checkpoint, and at the end of the epoch
+def test_a_disk_that_fills_within_an_epoch(capsys, people: Path, tmp_path: Path, monkeypatch, save_steps: str) -> None:
+    folder = tmp_path / "run"
+    flags = [*RUN, "--data-dir", people, "--logs-dir", folder, "--iters", "5", "--save-steps", save_steps]
+    write, written = torch.save, []
+
+    def fills(state, file) -> None:
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(state["at"]["step"])
+        write(state, file)
+
+    monkeypatch.setattr(run_folder.torch, "save", fills)
+    assert "No space left" in refused(capsys, train, *flags)
+    assert run_folder.load(folder)["at"]["step"] == int(save_steps)
+    assert not list(folder.glob(".*.part"))
+
+
+def test_ctrl_c_while_a_checkpoint_is_written(capsys, people: Path, tmp_path: Path, monkeypatch) -> None:
+    folder, begun = tmp_path / "run", threading.Event()
+    flags = [*RUN, "--data-dir", people, "--logs-dir", folder, "--save-steps", "3"]
+    write = torch.save
+
+    def slowly(state, file) -> None:
+        begun.set()
+        time.sleep(0.1)
+        write(state, file)
+
+    def finish_step(self, batch) -> None:
+        if batch.step == 3:
+            assert begun.wait(10)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.torch, "save", slowly)
+        patch.setattr(ClusterContrast, "finish_step", finish_step)
+        with pytest.raises(SystemExit) as stop:
+            train([str(flag) for flag in flags])
+    assert stop.value.code == 130
+    assert "--resume" in capsys.readouterr().err
+    assert run_folder.load(folder)["at"]["step"] == 3
     assert not list(folder.glob(".*.part"))
 
 

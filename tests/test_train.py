@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,16 @@ from reid_fast.train import main as train
 
 ROOT = Path(__file__).parents[1]
 RUN = argv(**TINY, method="cc", iters=8, epochs=2, amp=True)
+
+
+SLOW_DISK = """
+import os, time
+from reid_fast.train import main
+
+sync = os.fsync
+os.fsync = lambda file: (time.sleep(0.03), sync(file))
+main()
+"""
 
 
 def test_a_run_leaves_what_the_run_folder_promises(people: Path, tmp_path: Path, capsys) -> None:
@@ -92,10 +103,11 @@ def test_decoded_once_or_at_every_use_a_run_ends_with_the_same_bits(people: Path
 
 def test_killed_at_a_random_step_and_resumed_a_run_ends_with_the_same_bits(people: Path, tmp_path: Path) -> None:
     flags = [*RUN, "--data-dir", str(people), "--iters", "40", "--save-steps", "3", "--update", "hard"]
-    command = [sys.executable, "-m", "reid_fast.train", *flags, "--resume", "--logs-dir"]
+    flags += ["--resume", "--logs-dir"]
 
-    def start(folder: str, *more: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*command, str(tmp_path / folder), *more], cwd=ROOT, stdout=subprocess.DEVNULL)
+    def start(folder: str, *more: str, program: Sequence[str] = ("-m", "reid_fast.train")) -> subprocess.Popen[bytes]:
+        command = [sys.executable, *program, *flags, str(tmp_path / folder), *more]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
 
     assert start("whole").wait() == 0
     seed = int(os.environ.get("KILL_SEED", random.randrange(10**6)))  # another step each time: whichever fails is a bug
@@ -103,7 +115,8 @@ def test_killed_at_a_random_step_and_resumed_a_run_ends_with_the_same_bits(peopl
     chance = random.Random(seed)
     kills = 0
     for _ in range(2):
-        process = start("killed", "--cache", "0")  # the images are the same, whatever makes them
+        # The images are the same, whatever makes them; a checkpoint is under way during most steps.
+        process = start("killed", "--cache", "0", program=("-c", SLOW_DISK))
         checkpoint = tmp_path / "killed/last.pt"
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         while process.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before):
