@@ -180,6 +180,9 @@ class RunSettings:
     other load on the machine then holds up each of them"""
     deterministic: Annotated[bool, MayChange] = False
     """bit-equal runs on CUDA too, at some cost in speed"""
+    cuda_graph: Annotated[bool, MayChange] = False
+    """launch each training step as one CUDA graph: for small batches, whose GPU waits for launches (not yet proved on a
+    GPU)"""
     eval_step: Annotated[Count, MayChange] = 10
     """epochs between evaluations; the last epoch is always evaluated"""
     save_steps: Annotated[Count, MayChange] = 100

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial, reduce
 from operator import add
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from reid_fast import run_folder
+from reid_fast.captured import CapturedStep, CudaGraphs, check_capturable
 from reid_fast.checkpoint import CheckpointWriter
 from reid_fast.clock import Clock
 from reid_fast.command_line import parse
@@ -115,12 +116,16 @@ def build(config: Config) -> Run:
         torch.set_num_threads(config.threads)
     device = pick_device(config.device)
     amp = amp_dtype(device, config.amp, config.width)
+    if config.cuda_graph:
+        check_capturable(device, amp)
     console = Console()
     data, images = open_data(config, console)
     method = new_method(config, images)
     method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks it
     weights = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.Adam(
+        weights, lr=config.lr, weight_decay=config.weight_decay, fused=True, capturable=config.cuda_graph
+    )
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
 
     path = run_folder.choose(config)
@@ -206,15 +211,14 @@ def train_epoch(run: Run) -> None:
     """Run the steps of one epoch that are still to do."""
     config, method, at, clock = run.config, run.method, run.at, Clock(run.device, run.at.seconds)
     labels = at.epoch_labels
-    for group in run.optimizer.param_groups:
-        group["lr"] = method.lr(at.epoch)
+    step = new_step(run)
     method.train()
     plan = method.plan_epoch(labels, at.epoch)
     batches = run.loader.batches(plan, labels, epoch=at.epoch, first_step=at.step, steps_before=at.steps_before)
     unread: list[Tensor] = []  # losses that the host has not looked at yet
     with run.console.progress("training") as report, clock.stage("train") as lap:
         for batch in batches:
-            unread.append(train_step(run, batch))
+            unread.append(step(replace(batch, drawn=method.draw(batch))))
             at.step += 1
             report(at.step * plan.shape[1], plan.size)
             saving = at.step % config.save_steps == 0 and at.step < len(plan)
@@ -225,6 +229,14 @@ def train_epoch(run: Run) -> None:
                 at.seconds = dict(clock)
                 save(run)
     at.seconds = dict(clock)
+
+
+def new_step(run: Run) -> Callable[[Batch], Tensor]:
+    """What takes the steps of the epoch under way, at its learning rate."""
+    for group in run.optimizer.param_groups:
+        group["lr"] = run.method.lr(run.at.epoch)
+    step = partial(train_step, run)
+    return CapturedStep(step, run.method.step_constants, CudaGraphs()) if run.config.cuda_graph else step
 
 
 def train_step(run: Run, batch: Batch) -> Tensor:

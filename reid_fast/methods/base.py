@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -37,7 +37,7 @@ class Method(VaryingBuffers, ABC):
     """The hooks of one system; what it keeps lies in parameters and buffers, so it is saved and restored.
 
     One epoch calls, in this order: `extract_features`, `build_graph`, `assign_labels`, `fill_memory`, `plan_epoch`,
-    then for each step `training_step` and, behind the optimiser's, `finish_step`. Epochs are counted from 0.
+    then for each step `draw`, `training_step` and, behind the optimiser's, `finish_step`. Epochs are counted from 0.
 
     The type of `config` is the dataclass of the settings that the method reads; its defaults are the paper's.
     """
@@ -161,6 +161,14 @@ class Method(VaryingBuffers, ABC):
             use_cams=config.samples_by_camera,
             rule=self.sampling_rule,
         )
+
+    def draw(self, batch: Batch) -> Tensor | None:
+        """What a step needs of the host beside its images, on the device: it gets it as `batch.drawn`."""
+        return None
+
+    def step_constants(self, batch: Batch) -> Hashable:
+        """The numbers of the host in a step that change within an epoch: a captured step holds for one value."""
+        return ()
 
     @abstractmethod
     def training_step(self, batch: Batch) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ batch, and a teacher that sees another view softens the targets.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -93,6 +94,9 @@ class DynamicClusterContrast(PrototypeContrast):
         share = config.soft_weight * config.smoothing
         targets = torch.zeros_like(soft).scatter_(1, batch.labels[:, None], 1 - share) + share * soft
         return self.contrast(x, batch, targets)
+
+    def step_constants(self, batch: Batch) -> Hashable:
+        return self.teacher_momentum(batch.step)
 
     def finish_step(self, batch: Batch) -> None:
         momentum = self.teacher_momentum(batch.step)

@@ -140,10 +140,11 @@ class InterInstanceContrast(Method):
 
         Its BatchNorm runs in training mode over groups of a shuffled batch, so that no group holds the student's.
         """
-        forth, back = self.shuffles(batch)[view - 1]
+        assert batch.drawn is not None
+        forth, back = batch.drawn[view - 1]
         return self.teacher(batch.views[view][forth])[back]
 
-    def shuffles(self, batch: Batch) -> Tensor:
+    def draw(self, batch: Batch) -> Tensor:
         """[2, 2, B] for each of two views of a step, the order of the shuffled batch and the way back.
 
         Those of many steps are drawn, and go to the device, at once.

@@ -1,5 +1,7 @@
 """What the tests of the methods share: an encoder that returns what it is given, and one step of the driver."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -48,10 +50,15 @@ def batch_of(views, labels, index=None, cams=None, epoch=0, step=0):
     return Batch(tuple(views), labels, index, cams, epoch, step)
 
 
+def drawn_for(method, batch):
+    """The batch as the driver hands it to a step."""
+    return replace(batch, drawn=method.draw(batch))
+
+
 def stepped(method, raws, labels, **batch):
     """One step as the driver takes it, and what follows the optimiser's: (losses, each view's gradient)."""
     raws = [raw.clone().requires_grad_() for raw in raws]
-    batch = batch_of(raws, labels, **batch)
+    batch = drawn_for(method, batch_of(raws, labels, **batch))
     losses = method.training_step(batch)
     sum(losses.values()).backward()
     method.finish_step(batch)

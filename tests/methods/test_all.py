@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from inputs import TINY, argv, refused, rows_of
-from stubs import batch_of
+from stubs import batch_of, drawn_for
 
 from reid_fast import methods
 from reid_fast.config import Config
@@ -66,7 +66,7 @@ def new_method(name):
     method.fill_memory(features, labels)
     index = torch.arange(0, 64, 4) + torch.arange(16) % 2  # two images of each, one per camera
     views = [images[index] for _ in method.views]
-    return method.train(), batch_of(views, labels[index], index, cams[index], epoch=5)
+    return method.train(), drawn_for(method, batch_of(views, labels[index], index, cams[index], epoch=5))
 
 
 @pytest.mark.parametrize("name", method_names())

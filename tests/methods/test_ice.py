@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from inputs import assert_settings, phi, unit_phi
-from stubs import assert_near, batch_of, new_method, stepped
+from stubs import assert_near, batch_of, drawn_for, new_method, stepped
 
 from reid_fast.command_line import parse
 from reid_fast.errors import UserError
@@ -54,7 +54,7 @@ def test_the_teacher_sees_a_shuffled_batch_and_its_features_return_in_order():
 
     method.teacher.forward = forward
     views = [phi(32, s) for s in (2.0, 2.4, 2.7)]
-    batch = batch_of(views, np.arange(32), step=7)
+    batch = drawn_for(method, batch_of(views, np.arange(32), step=7))
     for view in (1, 2):
         assert torch.equal(method.teacher_features(batch, view), F.normalize(views[view]))
         assert not torch.equal(seen[-1], views[view])
@@ -63,7 +63,7 @@ def test_the_teacher_sees_a_shuffled_batch_and_its_features_return_in_order():
     assert not torch.equal(seen[1], views[2][order]), "each pass has its own permutation"
     method.teacher_features(batch, 1)
     assert torch.equal(seen[2], seen[0]), "a resumed step shuffles alike"
-    method.teacher_features(batch_of(views, np.arange(32), step=8), 1)
+    method.teacher_features(drawn_for(method, batch_of(views, np.arange(32), step=8)), 1)
     assert not torch.equal(seen[3], seen[0])
 
 
@@ -74,7 +74,7 @@ def test_a_steps_shuffles_depend_on_the_step_alone():
     for batch in [*batches, *reversed(batches)]:
         for view in (1, 2):
             expected = np.random.default_rng([0x49434500, 3, batch.step, view]).permutation(5)
-            forth, back = method.shuffles(batch)[view - 1]
+            forth, back = method.draw(batch)[view - 1]
             assert forth.tolist() == expected.tolist()
             assert forth[back].tolist() == list(range(5))
 

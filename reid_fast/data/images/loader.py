@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,18 @@ class Batch:
     cams: Tensor  # [B] int64, -1 = unknown
     epoch: int = 0  # finished epochs of the run
     step: int = 0  # finished steps of the run, over all epochs
+    drawn: Tensor | None = None  # what the method draws for this step
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that lies on the device."""
+        return [self.labels, self.index, self.cams, *self.views, *([] if self.drawn is None else [self.drawn])]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Batch:
+        """The same step with others in the place of `tensors`."""
+        labels, index, cams, *views = tensors
+        drawn = None if self.drawn is None else views.pop()
+        return replace(self, labels=labels, index=index, cams=cams, views=tuple(views), drawn=drawn)
 
 
 @dataclass(frozen=True)
