@@ -85,14 +85,23 @@ py::tuple py_knn(const CArray<float>& rows, int k, int64_t begin, int64_t end, c
                         to_numpy(std::move(found.similarity), {end - begin, k}));
 }
 
+void require_sound(const Ranking& ranking) {
+  const std::string fault = without_gil([&](const Run& run) { return fault_of(ranking, run); });
+  require(fault.empty(), "neighbours: " + fault);
+}
+
+void py_check_neighbours(const CArray<int32_t>& index, const CArray<float>& similarity) {
+  require(index.ndim() == 2, "neighbours: index must be [N, K] with K in 1..N");
+  require_sound(ranking_of(index, similarity, index.shape(0)));
+}
+
 py::tuple py_jaccard_graph(const CArray<float>& rows, const CArray<int32_t>& index, const CArray<float>& similarity,
                            int k2, float max_distance) {
   const Features features = features_of(rows);
   const Ranking ranking = ranking_of(index, similarity, features.n);
   require(1 <= k2 && k2 <= ranking.k, "k2 must lie in 1..K");
   require(0 <= max_distance && max_distance < 1, "max_distance must lie in [0, 1)");
-  const std::string fault = without_gil([&](const Run& run) { return fault_of(ranking, run); });
-  require(fault.empty(), "neighbours: " + fault);
+  require_sound(ranking);
   Csr graph = without_gil([&](const Run& run) { return jaccard_graph(features, ranking, k2, max_distance, run); });
   return to_csr(std::move(graph));
 }
@@ -132,50 +141,49 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// The checks that name a bad row are the host's: the ranking is small beside the features.
-void require_sound_on_device(const Ranking& ranking, void* stream) {
-  const int64_t entries = ranking.n * ranking.k;
-  Array<int32_t> index(entries);
-  Array<float> similarity(entries);
-  const std::string fault = without_gil([&](const Run& run) {
-    cuda::copy_to_host(index.begin(), ranking.index, entries * 4, stream);
-    cuda::copy_to_host(similarity.begin(), ranking.similarity, entries * 4, stream);
-    return fault_of({index.begin(), similarity.begin(), ranking.n, ranking.k}, run);
-  });
-  require(fault.empty(), "neighbours: " + fault);
+// Memory is what `allocate(bytes)` returns, a tensor, and lives as long as that does. Stages run without the GIL.
+cuda::Context context_of(uintptr_t stream, const py::function& allocate, int64_t scratch_bytes) {
+  auto allocated = [&allocate](int64_t bytes) {
+    const auto drop = [](py::object* tensor) {
+      py::gil_scoped_acquire gil;
+      delete tensor;
+    };
+    py::gil_scoped_acquire gil;
+    const std::shared_ptr<py::object> tensor(new py::object(allocate(bytes)), drop);
+    return cuda::Memory{pointer<void>(tensor->attr("data_ptr")().cast<uintptr_t>()), tensor};
+  };
+  return {pointer<void>(stream), allocated, scratch_bytes};
 }
 
-std::unique_ptr<cuda::DeviceGraph> py_jaccard_graph_cuda(uintptr_t rows, int64_t n, int64_t width, uintptr_t index,
-                                                         uintptr_t similarity, int k, int k2, float max_distance,
-                                                         uintptr_t stream) {
+py::object tensor_of(const cuda::Memory& memory) { return *static_cast<py::object*>(memory.owner.get()); }
+
+py::tuple py_jaccard_graph_cuda(uintptr_t rows, int64_t n, int64_t width, uintptr_t index, uintptr_t similarity, int k,
+                                int k2, float max_distance, uintptr_t stream, const py::function& allocate,
+                                int64_t scratch_bytes) {
   require(1 <= k2 && k2 <= k && k <= n, "k2 must lie in 1..K, K in 1..N");
   require(0 <= max_distance && max_distance < 1, "max_distance must lie in [0, 1)");
   const Features features{pointer<float>(rows), n, width};
   const Ranking ranking{pointer<int32_t>(index), pointer<float>(similarity), n, k};
-  require_sound_on_device(ranking, pointer<void>(stream));
-  py::gil_scoped_release released;
-  return cuda::jaccard_graph(features, ranking, k2, max_distance, pointer<void>(stream));
+  const cuda::DeviceGraph graph = [&] {
+    py::gil_scoped_release released;
+    return cuda::jaccard_graph(features, ranking, k2, max_distance, context_of(stream, allocate, scratch_bytes));
+  }();
+  return py::make_tuple(tensor_of(graph.start), tensor_of(graph.index), tensor_of(graph.value));
 }
 
 void py_dbscan_cuda(uintptr_t start, uintptr_t index, uintptr_t value, int64_t n, float eps, int64_t min_samples,
-                    uintptr_t labels, uintptr_t stream) {
+                    uintptr_t labels, uintptr_t stream, const py::function& allocate) {
   py::gil_scoped_release released;
   cuda::dbscan({pointer<int64_t>(start), pointer<int32_t>(index), pointer<float>(value), n}, eps, min_samples,
-               pointer<int64_t>(labels), pointer<void>(stream));
+               pointer<int64_t>(labels), context_of(stream, allocate, 0));
 }
 
 void bind_cuda(py::module_& module) {
-  py::class_<cuda::DeviceGraph>(module, "DeviceGraph", "A sparse graph in device memory, freed with this object.")
-      .def_property_readonly("start", [](const cuda::DeviceGraph& graph) { return uintptr_t(graph.start()); })
-      .def_property_readonly("index", [](const cuda::DeviceGraph& graph) { return uintptr_t(graph.index()); })
-      .def_property_readonly("value", [](const cuda::DeviceGraph& graph) { return uintptr_t(graph.value()); })
-      .def_property_readonly("entries", &cuda::DeviceGraph::entries)
-      .def("to_host", [](const cuda::DeviceGraph& graph) { return to_csr(graph.to_host()); });
   module.def("jaccard_graph_cuda", &py_jaccard_graph_cuda, py::arg("rows"), py::arg("n"), py::arg("width"),
              py::arg("index"), py::arg("similarity"), py::arg("k"), py::arg("k2"), py::arg("max_distance"),
-             py::arg("stream"));
+             py::arg("stream"), py::arg("allocate"), py::arg("scratch_bytes"));
   module.def("dbscan_cuda", &py_dbscan_cuda, py::arg("start"), py::arg("index"), py::arg("value"), py::arg("n"),
-             py::arg("eps"), py::arg("min_samples"), py::arg("labels"), py::arg("stream"));
+             py::arg("eps"), py::arg("min_samples"), py::arg("labels"), py::arg("stream"), py::arg("allocate"));
 }
 #endif
 
@@ -194,6 +202,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("similarity_kernels", &similarity_kernels, "Kernels of `knn` this processor can run, fastest first.");
   module.def("knn", &py_knn, py::arg("rows").noconvert(), py::arg("k"), py::arg("begin"), py::arg("end"),
              py::arg("kernel") = "auto");
+  module.def("check_neighbours", &py_check_neighbours, py::arg("index").noconvert(), py::arg("similarity").noconvert());
   module.def("jaccard_graph", &py_jaccard_graph, py::arg("rows").noconvert(), py::arg("index").noconvert(),
              py::arg("similarity").noconvert(), py::arg("k2"), py::arg("max_distance"));
   bind_dbscan<int32_t, int32_t, float>(module);

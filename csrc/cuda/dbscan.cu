@@ -1,6 +1,5 @@
 // DBSCAN on the device: core test, connected components of the core points by hooking, border points by lowest label.
 #include "cuda/device.h"
-#include "cuda/device_stages.h"
 
 namespace reid_fast::cuda {
 namespace {
@@ -31,35 +30,34 @@ __device__ void join(int32_t* parent, int32_t i, int32_t j) {
 }  // namespace
 
 void dbscan(const Graph<int64_t, int32_t, float>& graph, float eps, int64_t min_samples, int64_t* labels,
-            void* stream_handle) {
-  auto* stream = static_cast<cudaStream_t>(stream_handle);
-  const DeviceArray<char> cores(graph.n, stream);
-  const DeviceArray<int32_t> parents(graph.n, stream);
-  DeviceArray<int64_t> numbers(graph.n + 1, stream);
+            const Context& context) {
+  const DeviceArray<char> cores(graph.n, context);
+  const DeviceArray<int32_t> parents(graph.n, context);
+  DeviceArray<int64_t> numbers(graph.n + 1, context);
   char* core = cores.data();
   int32_t* parent = parents.data();
   int64_t* number = numbers.data();
   numbers.clear();
 
-  for_each_row(graph.n, stream, [=] __device__(int64_t i) {
+  for_each_row(graph.n, context, [=] __device__(int64_t i) {
     int64_t neighbours = 0;
     for (int64_t e = graph.start[i]; e < graph.start[i + 1]; ++e) neighbours += graph.value[e] <= eps;
     core[i] = neighbours >= min_samples;
     parent[i] = static_cast<int32_t>(i);
   });
-  for_each_row(graph.n, stream, [=] __device__(int64_t i) {
+  for_each_row(graph.n, context, [=] __device__(int64_t i) {
     if (!core[i]) return;
     for (int64_t e = graph.start[i]; e < graph.start[i + 1]; ++e) {
       const int32_t j = graph.index[e];
       if (j < i && graph.value[e] <= eps && core[j]) join(parent, static_cast<int32_t>(i), j);
     }
   });
-  for_each_row(graph.n, stream, [=] __device__(int64_t i) { number[i + 1] = core[i] && parent[i] == i; });
-  inclusive_sum(numbers, stream);
-  for_each_row(graph.n, stream, [=] __device__(int64_t i) {
+  for_each_row(graph.n, context, [=] __device__(int64_t i) { number[i + 1] = core[i] && parent[i] == i; });
+  inclusive_sum(numbers, context);
+  for_each_row(graph.n, context, [=] __device__(int64_t i) {
     labels[i] = core[i] ? number[root_of(parent, static_cast<int32_t>(i))] : -1;
   });
-  for_each_row(graph.n, stream, [=] __device__(int64_t i) {
+  for_each_row(graph.n, context, [=] __device__(int64_t i) {
     if (core[i]) return;
     int64_t lowest = -1;
     for (int64_t e = graph.start[i]; e < graph.start[i + 1]; ++e) {
@@ -68,7 +66,6 @@ void dbscan(const Graph<int64_t, int32_t, float>& graph, float eps, int64_t min_
     }
     labels[i] = lowest;
   });
-  check(cudaStreamSynchronize(stream));
 }
 
 }  // namespace reid_fast::cuda

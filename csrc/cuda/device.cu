@@ -55,17 +55,16 @@ __device__ void sort_row(int32_t* index, float* value, int64_t size) {
 
 }  // namespace
 
-void inclusive_sum(const DeviceArray<int64_t>& values, cudaStream_t stream) {
-  running_sum<<<1, kScanThreads, 0, stream>>>(values.data(), values.size());
-  check(cudaGetLastError());
+void inclusive_sum(const DeviceArray<int64_t>& values, const Context& context) {
+  launch(running_sum, 1, kScanThreads, context, values.data(), values.size());
 }
 
 void sort_rows(const DeviceArray<int64_t>& starts, const DeviceArray<int32_t>& indices,
-               const DeviceArray<float>& values, cudaStream_t stream) {
+               const DeviceArray<float>& values, const Context& context) {
   const int64_t* start = starts.data();
   int32_t* index = indices.data();
   float* value = values.data();
-  for_each_row(starts.size() - 1, stream,
+  for_each_row(starts.size() - 1, context,
                [=] __device__(int64_t i) { sort_row(index + start[i], value + start[i], start[i + 1] - start[i]); });
 }
 

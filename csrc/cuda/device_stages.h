@@ -2,32 +2,39 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
-#include <vector>
 
 #include "stages.h"
 
 namespace reid_fast::cuda {
 
-// A sparse matrix on the device, freed with this object.
-class DeviceGraph {
- public:
-  virtual ~DeviceGraph() = default;
-  virtual const int64_t* start() const = 0;  // [N + 1]
-  virtual const int32_t* index() const = 0;
-  virtual const float* value() const = 0;
-  virtual int64_t entries() const = 0;
-  virtual Csr to_host() const = 0;
+// A block of device memory, free again in the order of the stream once nobody owns it.
+struct Memory {
+  void* data = nullptr;
+  std::shared_ptr<void> owner;
 };
 
-// Steps 2 to 7: the graph of `threshold_graph`, from a sound ranking; all pointers on the device.
-std::unique_ptr<DeviceGraph> jaccard_graph(const Features& features, const Ranking& ranking, int k2, float max_distance,
-                                           void* stream);
+// Where a stage runs: a stream, the allocator of its memory, and the bytes that rows in flight may take together; more
+// of them only make it faster.
+struct Context {
+  void* stream;
+  std::function<Memory(int64_t bytes)> allocate;
+  int64_t scratch_bytes;
+};
 
-// `dbscan` of stages.h with graph and labels on the device.
-void dbscan(const Graph<int64_t, int32_t, float>& graph, float eps, int64_t min_samples, int64_t* labels, void* stream);
+// A sparse matrix on the device: [N + 1] offsets int64, indices int32, values float32.
+struct DeviceGraph {
+  Memory start, index, value;
+};
 
-// A copy of device memory on the host, for the checks that name a bad row.
-void copy_to_host(void* to, const void* from, int64_t bytes, void* stream);
+// Steps 2 to 7: the graph of `threshold_graph`, from a sound ranking; all pointers on the device. It is there when the
+// stream is; nothing waits for it here.
+DeviceGraph jaccard_graph(const Features& features, const Ranking& ranking, int k2, float max_distance,
+                          const Context& context);
+
+// `dbscan` of stages.h with graph and labels on the device, there when the stream is.
+void dbscan(const Graph<int64_t, int32_t, float>& graph, float eps, int64_t min_samples, int64_t* labels,
+            const Context& context);
 
 }  // namespace reid_fast::cuda

@@ -1,28 +1,28 @@
 // The thresholded graph on the device. Every sum runs in the order of the CPU stages and there are no float atomics, so
 // two runs give the same bits.
+#include <algorithm>
+
 #include "cuda/device_rows.h"
-#include "cuda/device_stages.h"
 #include "rows.h"
 
 namespace reid_fast::cuda {
 namespace {
 
 constexpr int kWarpsPerBlock = 4;
-constexpr int64_t kScratchBytes = int64_t{1} << 30;  // for the dense sums of the rows in flight
 
 // Column g: the rows that hold g, in whatever order they come; nothing below depends on it.
-Rows inverted(const Rows& rows, int64_t n, cudaStream_t stream) {
+Rows inverted(const Rows& rows, int64_t n, const Context& context) {
   const View from(rows);
-  DeviceArray<int64_t> lengths = zero_lengths(n, stream);
+  DeviceArray<int64_t> lengths = zero_lengths(n, context);
   auto* length = reinterpret_cast<unsigned long long*>(lengths.data());
-  for_each_row(rows.index.size(), stream, [=] __device__(int64_t e) { atomicAdd(length + from.index[e] + 1, 1ull); });
-  Rows columns = allocate(std::move(lengths), stream);
-  DeviceArray<int64_t> slots = zero_lengths(n, stream);
+  for_each_row(rows.index.size(), context, [=] __device__(int64_t e) { atomicAdd(length + from.index[e] + 1, 1ull); });
+  Rows columns = allocate(std::move(lengths), context);
+  DeviceArray<int64_t> slots = zero_lengths(n, context);
   auto* slot = reinterpret_cast<unsigned long long*>(slots.data());
   const int64_t* start = columns.start.data();
   int32_t* index = columns.index.data();
   float* value = columns.value.data();
-  for_each_row(n, stream, [=] __device__(int64_t i) {
+  for_each_row(n, context, [=] __device__(int64_t i) {
     for (int64_t e = from.start[i]; e < from.start[i + 1]; ++e) {
       const int32_t g = from.index[e];
       const int64_t to = start[g] + static_cast<int64_t>(atomicAdd(slot + g, 1ull));
@@ -88,66 +88,40 @@ __global__ void near_rows(View rows, View columns, int64_t n, float max_distance
   }
 }
 
-Rows threshold_graph(const Rows& weights, int64_t n, float max_distance, cudaStream_t stream) {
-  const Rows columns = inverted(weights, n, stream);
-  const int64_t per_warp = n * static_cast<int64_t>(sizeof(float) + sizeof(int32_t));
-  int64_t blocks = kScratchBytes / (per_warp * kWarpsPerBlock);
-  if (blocks > (n + kWarpsPerBlock - 1) / kWarpsPerBlock) blocks = (n + kWarpsPerBlock - 1) / kWarpsPerBlock;
-  if (blocks > 1024) blocks = 1024;
-  if (blocks < 1) blocks = 1;
-  DeviceArray<float> sums(blocks * kWarpsPerBlock * n, stream);
-  DeviceArray<int32_t> touched(blocks * kWarpsPerBlock * n, stream);
-  sums.clear();
-  auto run = [&](int64_t* length, const int64_t* start, int32_t* index, float* value) {
-    near_rows<<<static_cast<unsigned>(blocks), kWarpsPerBlock * kWarp, 0, stream>>>(
-        View(weights), View(columns), n, max_distance, sums.data(), touched.data(), length, start, index, value);
-    check(cudaGetLastError());
-  };
-  DeviceArray<int64_t> lengths = zero_lengths(n, stream);
-  run(lengths.data(), nullptr, nullptr, nullptr);
-  Rows graph = allocate(std::move(lengths), stream);
-  run(nullptr, graph.start.data(), graph.index.data(), graph.value.data());
-  sort_rows(graph.start, graph.index, graph.value, stream);
-  return graph;
+// Rows in flight: as many as their dense sums may take memory, as there are, and as a large device holds.
+int64_t blocks_in_flight(int64_t n, int64_t scratch_bytes) {
+  constexpr int64_t kMost = 1024;
+  const int64_t per_block = kWarpsPerBlock * n * static_cast<int64_t>(sizeof(float) + sizeof(int32_t));
+  const int64_t needed = (n + kWarpsPerBlock - 1) / kWarpsPerBlock;
+  return std::max<int64_t>(1, std::min({scratch_bytes / per_block, needed, kMost}));
 }
 
-class OwnedGraph : public DeviceGraph {
- public:
-  explicit OwnedGraph(Rows rows) : rows_(std::move(rows)) {}
-
-  const int64_t* start() const override { return rows_.start.data(); }
-  const int32_t* index() const override { return rows_.index.data(); }
-  const float* value() const override { return rows_.value.data(); }
-  int64_t entries() const override { return rows_.index.size(); }
-
-  Csr to_host() const override {
-    Csr host{Array<int64_t>(rows_.start.size()), Array<int32_t>(entries()), Array<float>(entries())};
-    rows_.start.copy_to_host(host.start.begin());
-    rows_.index.copy_to_host(host.index.begin());
-    rows_.value.copy_to_host(host.value.begin());
-    return host;
-  }
-
- private:
-  Rows rows_;
-};
+Rows threshold_graph(const Rows& weights, int64_t n, float max_distance, const Context& context) {
+  const Rows columns = inverted(weights, n, context);
+  const int64_t blocks = blocks_in_flight(n, context.scratch_bytes);
+  DeviceArray<float> sums(blocks * kWarpsPerBlock * n, context);
+  const DeviceArray<int32_t> touched(blocks * kWarpsPerBlock * n, context);
+  sums.clear();
+  auto run = [&](int64_t* length, const int64_t* start, int32_t* index, float* value) {
+    launch(near_rows, blocks, kWarpsPerBlock * kWarp, context, View(weights), View(columns), n, max_distance,
+           sums.data(), touched.data(), length, start, index, value);
+  };
+  DeviceArray<int64_t> lengths = zero_lengths(n, context);
+  run(lengths.data(), nullptr, nullptr, nullptr);
+  Rows graph = allocate(std::move(lengths), context);
+  run(nullptr, graph.start.data(), graph.index.data(), graph.value.data());
+  sort_rows(graph.start, graph.index, graph.value, context);
+  return graph;
+}
 
 }  // namespace
 
-std::unique_ptr<DeviceGraph> jaccard_graph(const Features& features, const Ranking& ranking, int k2, float max_distance,
-                                           void* stream_handle) {
-  auto* stream = static_cast<cudaStream_t>(stream_handle);
-  Rows weights = expansion_weights(features, ranking, stream);
-  if (k2 > 1) weights = query_expansion(weights, ranking, k2, stream);
-  auto graph = std::make_unique<OwnedGraph>(threshold_graph(weights, features.n, max_distance, stream));
-  check(cudaStreamSynchronize(stream));
-  return graph;
-}
-
-void copy_to_host(void* to, const void* from, int64_t bytes, void* stream_handle) {
-  auto* stream = static_cast<cudaStream_t>(stream_handle);
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream));
-  check(cudaStreamSynchronize(stream));
+DeviceGraph jaccard_graph(const Features& features, const Ranking& ranking, int k2, float max_distance,
+                          const Context& context) {
+  Rows weights = expansion_weights(features, ranking, context);
+  if (k2 > 1) weights = query_expansion(weights, ranking, k2, context);
+  const Rows graph = threshold_graph(weights, features.n, max_distance, context);
+  return {graph.start.memory(), graph.index.memory(), graph.value.memory()};
 }
 
 }  // namespace reid_fast::cuda

@@ -1,4 +1,6 @@
 // Reciprocal sets, expansion, weights and query expansion on the device; sums run in the sequence of the CPU stages.
+#include <algorithm>
+
 #include "cuda/device_rows.h"
 #include "rows.h"
 
@@ -6,13 +8,13 @@ namespace reid_fast::cuda {
 namespace {
 
 constexpr int kWarpsPerBlock = 4;
-constexpr int64_t kChunk = 1 << 16;  // rows whose expansions are drawn up at once
 
 struct OwnedSets {
   DeviceArray<int32_t> member, size;
   int stride;
 
-  OwnedSets(int64_t n, int stride, cudaStream_t stream) : member(n * stride, stream), size(n, stream), stride(stride) {}
+  OwnedSets(int64_t n, int stride, const Context& context)
+      : member(n * stride, context), size(n, context), stride(stride) {}
   Sets view() const { return {member.data(), size.data(), stride}; }
 };
 
@@ -31,13 +33,14 @@ __device__ void sort_set(int32_t* set, int size) {
 
 // take(i, members, size) for the expansion of every row; called on the device.
 template <class Take>
-void for_each_expansion(const Sets& full, const Sets& half, int64_t n, cudaStream_t stream, Take take) {
-  const int bound = expansion_bound(full, half);
-  const DeviceArray<int32_t> scratch((n < kChunk ? n : kChunk) * bound, stream);
+void for_each_expansion(const Sets& full, const Sets& half, int64_t n, const Context& context, Take take) {
+  const int64_t bound = expansion_bound(full, half);
+  const int64_t fit = context.scratch_bytes / (bound * static_cast<int64_t>(sizeof(int32_t)));
+  const int64_t chunk = std::max<int64_t>(1, std::min(fit, n));
+  const DeviceArray<int32_t> scratch(chunk * bound, context);
   int32_t* members = scratch.data();
-  for (int64_t first = 0; first < n; first += kChunk) {
-    const int64_t count = n - first < kChunk ? n - first : kChunk;
-    for_each_row(count, stream, [=] __device__(int64_t t) {
+  for (int64_t first = 0; first < n; first += chunk) {
+    for_each_row(std::min(chunk, n - first), context, [=] __device__(int64_t t) {
       Scan scan;
       int32_t* out = members + t * bound;
       const int size = expand(full, half, first + t, scan, out);
@@ -105,43 +108,42 @@ __device__ int mean_of_rows(const int64_t* start, const int32_t* row_index, cons
 
 }  // namespace
 
-Rows expansion_weights(const Features& features, const Ranking& ranking, cudaStream_t stream) {
-  const OwnedSets full_sets(ranking.n, ranking.k, stream);
-  const OwnedSets half_sets(ranking.n, set_size(half_of(ranking.k), ranking.k), stream);
+Rows expansion_weights(const Features& features, const Ranking& ranking, const Context& context) {
+  const OwnedSets full_sets(ranking.n, ranking.k, context);
+  const OwnedSets half_sets(ranking.n, set_size(half_of(ranking.k), ranking.k), context);
   const Sets full = full_sets.view(), half = half_sets.view();
-  for_each_row(ranking.n, stream,
+  for_each_row(ranking.n, context,
                [=] __device__(int64_t i) { reciprocal_sets(ranking.index, ranking.k, i, full, half); });
-  DeviceArray<int64_t> lengths = zero_lengths(ranking.n, stream);
+  DeviceArray<int64_t> lengths = zero_lengths(ranking.n, context);
   int64_t* length = lengths.data();
-  for_each_expansion(full, half, ranking.n, stream,
+  for_each_expansion(full, half, ranking.n, context,
                      [=] __device__(int64_t i, const int32_t*, int size) { length[i + 1] = size; });
-  Rows rows = allocate(std::move(lengths), stream);
+  Rows rows = allocate(std::move(lengths), context);
   const int64_t* start = rows.start.data();
   int32_t* index = rows.index.data();
-  for_each_expansion(full, half, ranking.n, stream, [=] __device__(int64_t i, const int32_t* members, int size) {
+  for_each_expansion(full, half, ranking.n, context, [=] __device__(int64_t i, const int32_t* members, int size) {
     for (int t = 0; t < size; ++t) index[start[i] + t] = members[t];
   });
-  const unsigned blocks = static_cast<unsigned>((ranking.n + kWarpsPerBlock - 1) / kWarpsPerBlock);
-  weigh<<<blocks, kWarpsPerBlock * kWarp, 0, stream>>>(features, ranking, start, index, rows.value.data());
-  check(cudaGetLastError());
+  const int64_t blocks = (ranking.n + kWarpsPerBlock - 1) / kWarpsPerBlock;
+  launch(weigh, blocks, kWarpsPerBlock * kWarp, context, features, ranking, start, index, rows.value.data());
   return rows;
 }
 
-Rows query_expansion(const Rows& weights, const Ranking& ranking, int k2, cudaStream_t stream) {
+Rows query_expansion(const Rows& weights, const Ranking& ranking, int k2, const Context& context) {
   const View from(weights);
-  const DeviceArray<int64_t> cursors(ranking.n * k2, stream);
+  const DeviceArray<int64_t> cursors(ranking.n * k2, context);
   int64_t* cursor = cursors.data();
-  DeviceArray<int64_t> lengths = zero_lengths(ranking.n, stream);
+  DeviceArray<int64_t> lengths = zero_lengths(ranking.n, context);
   int64_t* length = lengths.data();
-  for_each_row(ranking.n, stream, [=] __device__(int64_t i) {
+  for_each_row(ranking.n, context, [=] __device__(int64_t i) {
     length[i + 1] = mean_of_rows(from.start, from.index, from.value, ranking.index + i * ranking.k, k2, cursor + i * k2,
                                  nullptr, nullptr);
   });
-  Rows rows = allocate(std::move(lengths), stream);
+  Rows rows = allocate(std::move(lengths), context);
   const int64_t* start = rows.start.data();
   int32_t* index = rows.index.data();
   float* value = rows.value.data();
-  for_each_row(ranking.n, stream, [=] __device__(int64_t i) {
+  for_each_row(ranking.n, context, [=] __device__(int64_t i) {
     mean_of_rows(from.start, from.index, from.value, ranking.index + i * ranking.k, k2, cursor + i * k2,
                  index + start[i], value + start[i]);
   });

@@ -1,9 +1,14 @@
-"""The graph on the device: torch and CuPy arrays in and out of `_C`, which knows only pointers and streams."""
+"""The graph on the device: torch and CuPy arrays in and out of `_C`, which knows only pointers and streams.
+
+Everything runs on the arrays' device and torch's current stream there, in memory of torch's allocator. Arrays cross to
+CuPy and back by DLPack, which orders CuPy's current stream after torch's, and torch's after CuPy's.
+"""
 
 from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,12 +18,27 @@ from torch import Tensor
 
 from reid_fast import _C
 
+# Of the memory that is free, what rows in flight may take; the rest is for the graph.
+_SCRATCH_SHARE = 0.25
+# CuPy's CSR counts its entries in 32 bits.
+_CUPY_ENTRIES = np.iinfo(np.int32).max
+
 
 def jaccard_graph(rows: Tensor, index: Tensor, similarity: Tensor, k2: int, max_distance: float) -> Any:
-    """The graph of checked CUDA tensors: CuPy's CSR on their device, SciPy's where CuPy is not installed."""
-    with torch.cuda.device(rows.device):
-        stream = torch.cuda.current_stream().cuda_stream
-        graph = _C.jaccard_graph_cuda(
+    """The graph of CUDA tensors: CuPy's CSR on their device, SciPy's where CuPy is not installed or cannot hold it.
+
+    Args:
+        rows: [N, D] L2-normalised, float32, contiguous.
+        index, similarity: the ranking [N, K], int32 and float32, contiguous.
+        k2, max_distance: as in `reid_fast.jaccard_graph`.
+
+    Raises:
+        ValueError: an unsound ranking; its row is named.
+    """
+    _C.check_neighbours(index.cpu().numpy(), similarity.cpu().numpy())
+    device = rows.device
+    with torch.cuda.device(device):
+        found = _C.jaccard_graph_cuda(
             rows=rows.data_ptr(),
             n=rows.shape[0],
             width=rows.shape[1],
@@ -27,32 +47,44 @@ def jaccard_graph(rows: Tensor, index: Tensor, similarity: Tensor, k2: int, max_
             k=index.shape[1],
             k2=k2,
             max_distance=max_distance,
-            stream=stream,
+            stream=torch.cuda.current_stream().cuda_stream,
+            allocate=_allocator(device),
+            scratch_bytes=int(_SCRATCH_SHARE * _free_bytes(device)),
         )
-    if _cupy() is None or graph.entries > np.iinfo(np.int32).max:
-        start, indices, data = graph.to_host()
-        return sparse.csr_matrix((data, indices, start), shape=(len(rows), len(rows)))
-    return _cupy_graph(graph, len(rows), rows.device.index)
+        types = torch.int64, torch.int32, torch.float32
+        start, indices, data = (part.view(dtype) for part, dtype in zip(found, types, strict=True))
+        shape = len(rows), len(rows)
+        if _cupy() is None or len(indices) > _CUPY_ENTRIES:
+            parts = data.cpu().numpy(), indices.cpu().numpy(), start.cpu().numpy()
+            return sparse.csr_matrix(parts, shape=shape)
+        return _cupy_csr(data, indices, start.int(), shape)
 
 
 def dbscan(graph: Any, eps: float, min_samples: int) -> np.ndarray:
-    """Labels [N] int64 of CuPy's CSR `graph`; only they leave the device."""
-    cupy = _cupy()
-    with graph.data.device:
-        start, index = graph.indptr.astype(cupy.int64), graph.indices.astype(cupy.int32)
-        value = graph.data.astype(cupy.float32)
-        labels = cupy.empty(graph.shape[0], cupy.int64)
+    """Labels [N] int64 of CuPy's `graph`; only they leave the device.
+
+    Raises:
+        ValueError: a graph that is not square or not sound.
+    """
+    graph = graph.tocsr()
+    start, indices, data = (torch.from_dlpack(part) for part in (graph.indptr, graph.indices, graph.data))
+    _check_sound(start, indices, graph.shape)
+    device = data.device
+    with torch.cuda.device(device):
+        start, indices, data = start.long().contiguous(), indices.int().contiguous(), data.float().contiguous()
+        labels = torch.empty(graph.shape[0], dtype=torch.int64, device=device)
         _C.dbscan_cuda(
-            start=start.data.ptr,
-            index=index.data.ptr,
-            value=value.data.ptr,
+            start=start.data_ptr(),
+            index=indices.data_ptr(),
+            value=data.data_ptr(),
             n=len(labels),
             eps=eps,
             min_samples=min_samples,
-            labels=labels.data.ptr,
-            stream=cupy.cuda.get_current_stream().ptr,
+            labels=labels.data_ptr(),
+            stream=torch.cuda.current_stream().cuda_stream,
+            allocate=_allocator(device),
         )
-        return labels.get()
+        return labels.cpu().numpy()
 
 
 def is_on_device(graph: Any) -> bool:
@@ -63,6 +95,16 @@ def is_on_device(graph: Any) -> bool:
 def on_host(graph: Any) -> sparse.csr_matrix:
     """`graph` as SciPy's CSR."""
     return graph.get() if is_on_device(graph) else graph
+
+
+def _check_sound(start: Tensor, indices: Tensor, shape: tuple[int, int]) -> None:
+    n = len(start) - 1
+    if shape != (n, n):
+        raise ValueError(f"graph must be a square CSR matrix, not {list(shape)}")
+    if start[0] != 0 or start[-1] != len(indices) or (start.diff() < 0).any():
+        raise ValueError("graph: indptr must ascend from 0 to the number of entries")
+    if ((indices < 0) | (indices >= n)).any():
+        raise ValueError("graph: an index names a row that does not exist")
 
 
 @functools.cache
@@ -80,21 +122,19 @@ def _cupy() -> Any:
     return cupy
 
 
-def _cupy_graph(graph: _C.DeviceGraph, n: int, device: int) -> Any:
+def _cupy_csr(data: Tensor, indices: Tensor, start: Tensor, shape: tuple[int, int]) -> Any:
     import cupyx.scipy.sparse
 
-    cupy = _cupy()
+    parts = tuple(_cupy().from_dlpack(part) for part in (data, indices, start))
+    return cupyx.scipy.sparse.csr_matrix(parts, shape=shape)
 
-    def view(address: int, size: int, dtype: Any) -> Any:
-        memory = cupy.cuda.UnownedMemory(address, size * np.dtype(dtype).itemsize, graph, device)
-        return cupy.ndarray(size, dtype, cupy.cuda.MemoryPointer(memory, 0))
 
-    with cupy.cuda.Device(device):
-        # CuPy's CSR counts its entries in 32 bits.
-        start = view(graph.start, n + 1, np.int64).astype(np.int32)
-        parts = (
-            view(graph.value, graph.entries, np.float32),
-            view(graph.index, graph.entries, np.int32),
-            start,
-        )
-        return cupyx.scipy.sparse.csr_matrix(parts, shape=(n, n))
+def _allocator(device: torch.device) -> Callable[[int], Tensor]:
+    """Memory of torch's allocator by bytes, on `device` and the stream that is current there."""
+    return lambda size: torch.empty(size, dtype=torch.uint8, device=device)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What torch's allocator can hand out: the device's free memory, and what it holds itself without using it."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
