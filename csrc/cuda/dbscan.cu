@@ -4,26 +4,30 @@
 namespace reid_fast::cuda {
 namespace {
 
-// Parents only ever fall, so a chain read while others hook still ends at a member of the same component.
+// What other threads have stored by now.
+__device__ int32_t latest(const int32_t* parent, int32_t i) {
+  return *static_cast<const volatile int32_t*>(parent + i);
+}
+
+// Path halving: a member that is passed is hooked onto its grandparent. Parents only ever fall, by `min` here and from
+// a root in `join`, so whatever others do meanwhile a path ends, at a member of the same component.
 __device__ int32_t root_of(int32_t* parent, int32_t i) {
-  int32_t up = atomicAdd(parent + i, 0);
-  while (up != i) {
-    i = up;
-    up = atomicAdd(parent + i, 0);
+  for (;;) {
+    const int32_t up = latest(parent, i), above = latest(parent, up);
+    if (up == above) return up;
+    atomicMin(parent + i, above);
+    i = above;
   }
-  return i;
 }
 
 // The higher root hooks onto the lower, so that in the end the root is the component's lowest member.
 __device__ void join(int32_t* parent, int32_t i, int32_t j) {
-  i = root_of(parent, i);
-  j = root_of(parent, j);
-  while (i != j) {
+  for (;;) {
+    i = root_of(parent, i);
+    j = root_of(parent, j);
+    if (i == j) return;
     const int32_t low = i < j ? i : j, high = i < j ? j : i;
-    const int32_t found = atomicCAS(parent + high, high, low);
-    if (found == high) return;
-    i = root_of(parent, low);
-    j = root_of(parent, found);
+    if (atomicCAS(parent + high, high, low) == high) return;
   }
 }
 
