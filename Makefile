@@ -16,7 +16,7 @@ test: check
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(shell find csrc -type f) tests/clustering/engine.cpp
+	$(BIN)/clang-format --dry-run -Werror $(shell find csrc -type f; find tests -name '*.cpp' -o -name '*.h')
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
