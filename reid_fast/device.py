@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -90,3 +92,29 @@ def choose_kernels(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Multiply float32 as float32: no autocast, TF32 or bfloat16 inside, whatever the caller has chosen.
+
+    Autocast is a matter of the thread, the precision of products one of the process: meanwhile other threads multiply
+    in full too, and must not change it. Afterwards everything is as before, so that compiled code, which asks for the
+    precision when it is entered, is not compiled anew.
+    """
+    # torch 2.9 lets products be set by library, beside the older setting for all, and refuses to read the older one
+    # while the two contradict each other.
+    new = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+    libraries = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul) if new else ()  # type: ignore[attr-defined]
+    before = [library.fp32_precision for library in libraries]
+    for library in libraries:
+        library.fp32_precision = "ieee"
+    for_all = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(for_all)
+        for library, precision in zip(libraries, before, strict=True):
+            library.fp32_precision = precision

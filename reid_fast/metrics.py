@@ -12,6 +12,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
+from reid_fast.device import full_precision
 from reid_fast.errors import UserError
 
 _BLOCK_ELEMENTS = 2**23  # query × gallery scores held at once: 32 MiB in float32
@@ -88,7 +89,9 @@ def rank_scores(
         rows = slice(start, start + block)
         same = q_pids[rows, None] == g_pids
         hidden = (same & (q_cams[rows, None] == g_cams)) | (g_pids == -1)
-        similarity = (query[rows] @ gallery.T).masked_fill_(hidden, -torch.inf)
+        with full_precision(gallery.device):
+            similarity = query[rows] @ gallery.T
+        similarity.masked_fill_(hidden, -torch.inf)
         columns.append(_score_block(similarity, same & ~hidden))
         if progress is not None:
             progress(min(start + block, len(query)), len(query))

@@ -89,3 +89,21 @@ def tiny_arch(monkeypatch):
     from reid_fast.models.resnet import ARCHS, Arch, BasicBlock
 
     monkeypatch.setitem(ARCHS, "tiny", Arch(BasicBlock, (1, 1, 1, 1), width=8))
+
+
+@pytest.fixture(params=["medium", "high", "allow_tf32", "tf32", "bf16"])
+def lowered_precision(request):
+    """Float32 products less exact for a test, in one of the ways in which a caller may have chosen that."""
+    cuda, cpu = libraries = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    if request.param == "allow_tf32":
+        cuda.allow_tf32 = True
+    elif request.param in ("medium", "high"):
+        torch.set_float32_matmul_precision(request.param)
+    else:
+        (cuda if request.param == "tf32" else cpu).fp32_precision = request.param
+    yield request.param
+    for library in libraries:
+        library.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    for library in libraries:
+        library.fp32_precision = "none"

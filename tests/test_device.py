@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reid_fast.clock import Clock
-from reid_fast.device import amp_dtype, pick_device
+from reid_fast.device import amp_dtype, full_precision, pick_device
 from reid_fast.errors import UserError
 
 CPU = torch.device("cpu")
@@ -90,7 +90,7 @@ def test_narrow_images_without_amx(processor_with_amx, monkeypatch):
 
 CONVOLVE = """
 import torch
-from reid_fast.device import amp_dtype
+from reid_fast.device import amp_dtype, full_precision
 
 torch.manual_seed(0)
 cpu = torch.device("cpu")
@@ -117,3 +117,39 @@ def test_what_is_not_refused_is_computed_in_bfloat16_as_in_float32(width):
     code = CONVOLVE.format(width=width)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def precision():
+    """By library, and for all; None where torch calls the two contradictory."""
+    libraries = [library.fp32_precision for library in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)]
+    try:
+        return libraries, torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return libraries, None
+
+
+def test_full_precision_and_afterwards_what_was_there(lowered_precision):
+    before = precision()
+    assert before != (["none", "none"], "highest")
+    with torch.autocast("cpu", torch.bfloat16):
+        with full_precision(CPU):
+            assert precision() == (["ieee", "ieee"], "highest")
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert not torch.is_autocast_enabled("cpu")
+        assert torch.is_autocast_enabled("cpu")
+    assert precision() == before
+
+
+def test_an_error_restores_the_precision_too(lowered_precision):
+    before = precision()
+    with pytest.raises(RuntimeError, match="shapes"), full_precision(CPU):
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    assert precision() == before
+
+
+def test_products_have_the_bits_of_full_precision(lowered_precision):
+    x = torch.randn(200, 200, generator=torch.Generator().manual_seed(0))
+    with full_precision(CPU):
+        found = x @ x.T
+    torch.set_float32_matmul_precision("highest")
+    assert torch.equal(found, x @ x.T)

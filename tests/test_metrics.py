@@ -105,6 +105,14 @@ def test_float_types(dtype):
     assert got == rank_scores(query, q_pids, q_cams, gallery, g_pids, g_cams)
 
 
+def test_the_callers_precision_changes_nothing(lowered_precision):
+    data = problem(37, 257)
+    expected = reference(*data)
+    assert_same(rank_scores(*data), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(rank_scores(*data), expected)
+
+
 def test_progress_counts_queries():
     seen = []
     rank_scores(*problem(13, 31), block=5, progress=lambda *step: seen.append(step))
@@ -137,11 +145,12 @@ def test_bad_arguments_are_named():
 
 
 @pytest.mark.gpu
-def test_cuda_equals_cpu():
-    query, q_pids, q_cams, gallery, g_pids, g_cams = problem(37, 257, tied=True)
+def test_cuda_equals_cpu(lowered_precision):
+    query, q_pids, q_cams, gallery, g_pids, g_cams = data = problem(37, 257, tied=True)
     features = torch.tensor(query).cuda(), torch.tensor(gallery).cuda()
-    got = rank_scores(features[0], q_pids, q_cams, features[1], g_pids, g_cams)
-    assert_same(got, rank_scores(query, q_pids, q_cams, gallery, g_pids, g_cams))
+    with torch.autocast("cuda", torch.float16):
+        got = rank_scores(features[0], q_pids, q_cams, features[1], g_pids, g_cams)
+    assert_same(got, rank_scores(*data))
 
 
 def test_label_scores_count_pairs_and_entropies_over_the_clustered_known_images():
