@@ -10,10 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from reid_fast import _C
+from reid_fast.clustering import knn_device
 from reid_fast.clustering.inputs import Features, clip_k, normalised_rows
-
-# Products held at once by a search in blocks: half a gigabyte.
-_BLOCK_PRODUCTS = 1 << 27
+from reid_fast.device import full_precision
 
 
 @overload
@@ -28,7 +27,8 @@ def knn(
     On the CPU one compiled pass forms the products and selects from them: in bf16 where the processor
     multiplies it (fp32 elsewhere), each product used for its row and its column, and everything that the
     rounding error bound cannot exclude settled by an fp32 dot product. Memory: half the features' size (all
-    of it in fp32) and 32·K bytes a row. On a GPU, fp32 products in blocks of rows.
+    of it in fp32) and 32·K bytes a row. On a GPU torch does the same in blocks of rows, in at most half of the memory
+    that is free beside half the features' size. The caller's autocast and matmul precision change nothing.
 
     Args:
         features: [N, D], any float type, strides and device; rows are divided by their norm here.
@@ -50,44 +50,27 @@ def knn(
 
 
 def knn_ref(features: Features, k: int) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
-    """`knn` in plain PyTorch: blocks of rows, never an N×N array; the order of ties is torch's."""
+    """`knn` in plain PyTorch: the products of blocks of rows, sorted whole."""
     rows = normalised_rows(features)
     k = clip_k(k, len(rows), "k")
-    index, similarity = _search_in_blocks(rows, k, 0, len(rows))
+    index = torch.empty(len(rows), k, dtype=torch.int32, device=rows.device)
+    similarity = torch.empty(len(rows), k, device=rows.device)
+    for own in torch.arange(len(rows), device=rows.device).split(1024):
+        with full_precision(rows.device):
+            products = rows[own] @ rows.T
+        to_itself = products.gather(1, own[:, None])
+        products.scatter_(1, own[:, None], torch.inf)
+        best, column = products.sort(dim=1, descending=True, stable=True)
+        index[own], similarity[own] = column[:, :k].int(), best[:, :k]
+        similarity[own, :1] = to_itself
     return (index, similarity) if isinstance(features, Tensor) else (index.numpy(), similarity.numpy())
 
 
 def _search(rows: Tensor, k: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
     if rows.is_cuda:
-        return _search_in_blocks(rows, k, begin, end)
+        return knn_device.search(rows, k, begin, end)[:2]
     index, similarity = _C.knn(rows.numpy(), k, begin, end)
     return torch.from_numpy(index), torch.from_numpy(similarity)
-
-
-def _search_in_blocks(rows: Tensor, k: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
-    index = torch.empty(end - begin, k, dtype=torch.int32, device=rows.device)
-    similarity = torch.empty(end - begin, k, device=rows.device)
-    height = max(1, min(1024, _BLOCK_PRODUCTS // len(rows)))
-    for start in range(begin, end, height):
-        own = torch.arange(start, min(start + height, end), device=rows.device)[:, None]
-        scores = _fp32_products(rows[own[:, 0]], rows)
-        to_itself = scores.gather(1, own)
-        scores.scatter_(1, own, torch.inf)
-        best, columns = scores.topk(k, dim=1)
-        best[:, :1] = to_itself
-        block = slice(start - begin, start - begin + len(own))
-        index[block], similarity[block] = columns.int(), best
-    return index, similarity
-
-
-def _fp32_products(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right.T without TF32, whose 10 bits would reorder neighbours."""
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        return left @ right.T
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 def _shared_search(rows: Tensor, k: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
