@@ -12,6 +12,7 @@ from sklearn.cluster import DBSCAN
 
 import reid_fast
 from reid_fast import _C
+from reid_fast.clustering import knn_device
 from reid_fast.clustering.dbscan import dbscan_ref
 from reid_fast.clustering.jaccard import jaccard_graph_ref
 
@@ -24,7 +25,8 @@ def cluster(smoke: bool) -> list[Row]:
     """Rows at the sizes of a small set, Market-1501 and MSMT17, and the growth run."""
     sizes = [1_000] if smoke else [3_000, 12_936, 32_621]
     growth = [3_000, 10_000] if smoke else [10_000, 100_000, 1_000_000]
-    return [_stages(n, 3 if smoke else 5) for n in sizes] + [_growth(n) for n in growth]
+    rows = [_stages(n, 3 if smoke else 5) for n in sizes] + [_growth(n) for n in growth]
+    return rows + [_search_on_device(n, "cuda") for n in sizes if torch.cuda.is_available()]
 
 
 def _stages(n: int, runs: int) -> Row:
@@ -104,6 +106,25 @@ def _growth(n: int) -> Row:
     return {**row, "clusters": int(found.max() + 1), "peak_mb": peak_mb(labels)}
 
 
+def _search_on_device(n: int, device: str) -> Row:
+    """The kNN on a GPU, beside the fp32 products and `topk` of the published way."""
+    features = planted_features(n)[0].to(device)
+    (index, _, unproved), ours = timed(lambda: knn_device.search(features, K1, 0, n), 5)
+    theirs, plain = timed(lambda: _topk_of_products(features), 3)
+    _, passes = timed(lambda: knn_device.search(features, K1, 0, n, passes=((torch.float64, 512),)), 1)
+    same = (index.sort(dim=1).values == theirs.sort(dim=1).values).all(dim=1)
+    row: Row = {"stage": "knn on the device", "n": n, "width": features.shape[1], "k1": K1}
+    row |= {"ours": ours, "fp32_topk": plain, "faster": _ratio(plain, ours), "fp64_pass_alone": passes}
+    row |= {"unproved": unproved, "same_neighbour_sets": same.double().mean().item()}
+    # All products at the rate of torch's bf16 product on the same card.
+    row["limit_seconds"] = round(2 * n * n * features.shape[1] / _bf16_rate(device), 4)
+    return row
+
+
+def _topk_of_products(features: torch.Tensor) -> torch.Tensor:
+    return torch.cat([(block @ features.T).topk(K1).indices for block in features.split(1024)])
+
+
 def _faiss_search(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     import faiss
 
@@ -117,12 +138,13 @@ def _seconds_with(rows: np.ndarray, kernel: str) -> float:
     return timed(lambda: _C.knn(rows, K1, 0, len(rows), kernel), 1)[1]["seconds"]
 
 
-def _bf16_rate() -> float:
+def _bf16_rate(device: str = "cpu") -> float:
     """Operations a second of torch's bf16 matrix product."""
-    square = torch.ones(2048, 2048, dtype=torch.bfloat16)
+    width = 2048 if device == "cpu" else 16384
+    square = torch.ones(width, width, dtype=torch.bfloat16, device=device)
     square @ square
     _, seconds = timed(lambda: square @ square, 5)
-    return 2 * 2048**3 / seconds["min"]
+    return 2 * width**3 / seconds["min"]
 
 
 def _ratio(slow: Row, fast: Row) -> float:
