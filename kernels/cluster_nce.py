@@ -88,7 +88,6 @@ def contrast(
     needs_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, gradient [B, D] or [0]) in float32. Three launches while C fits one turn."""
-    x, memory, labels = x.contiguous(), memory.contiguous(), labels.contiguous()
     B, D = x.shape
     partial = stream(x, memory, labels, temperature, normalize, spans, weights, hybrid, needs_grad)
     loss, gradient = tiles.results(x, needs_grad)
@@ -102,7 +101,7 @@ def contrast(
         B=B,
         D=D,
         parts=partial.parts,
-        BB=triton.next_power_of_2(B),
+        BB=triton.next_power_of_2(max(1, B)),
         BD=triton.next_power_of_2(D),
         NORMALIZE=normalize,
         GRAD=needs_grad,

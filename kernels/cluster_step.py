@@ -12,7 +12,7 @@ from reid_fast.kernels.cluster_nce import finish_row, sum_losses
 from reid_fast.kernels.memory_update import blocks, update_prototype
 
 
-@triton.jit(do_not_specialize=["parts"])
+@triton.jit(do_not_specialize=["parts", "C"])
 def step_kernel(
     memory_ptr,  # from here the arguments of `update_prototype`
     x_ptr,
@@ -27,6 +27,7 @@ def step_kernel(
     gradient_ptr,
     parts,
     B,
+    C,
     D,
     MODE: tl.constexpr,
     GRAD: tl.constexpr,
@@ -37,7 +38,7 @@ def step_kernel(
     program = tl.program_id(0)
     if program < B:
         update_prototype(
-            memory_ptr, x_ptr, labels_ptr, scores_ptr, program, B, D, momentum, temperature, MODE, True, BB, BD
+            memory_ptr, x_ptr, labels_ptr, scores_ptr, program, B, C, D, momentum, temperature, MODE, True, BB, BD
         )
     elif program < 2 * B:
         finish_row(x_ptr, factors_ptr, acc_ptr, gradient_ptr, program - B, B, D, parts, BD, True, GRAD)
@@ -56,9 +57,8 @@ def cluster_step(
     scores: torch.Tensor | None,
     needs_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss, gradient [B, D] or [0]) in float32; contiguous `memory` changes in place. Three launches."""
-    x, labels = x.contiguous(), labels.contiguous()
-    B, D = x.shape
+    """(loss, gradient [B, D] or [0]) in float32; `memory` changes in place. Three launches."""
+    (B, D), C = x.shape, memory.shape[0]
     partial = one_target.stream(x, memory, labels, temperature, True, None, None, None, needs_grad)
     loss, gradient = tiles.results(x, needs_grad)
     step_kernel[(2 * B + 1,)](
@@ -75,6 +75,7 @@ def cluster_step(
         gradient_ptr=gradient,
         parts=partial.parts,
         B=B,
+        C=C,
         D=D,
         MODE=mode,
         GRAD=needs_grad,

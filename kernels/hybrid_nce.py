@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from reid_fast.kernels import cluster_nce, one_target
+from reid_fast.kernels import cluster_nce, one_target, tiles
 from reid_fast.kernels.memory_update import blend, blocks, load_feature
 
 
@@ -19,7 +19,8 @@ def hybrid_nce(
     x: torch.Tensor,
     means: torch.Tensor,
     counts: torch.Tensor,
-    labels: torch.Tensor,
+    memory_labels: torch.Tensor,
+    index: torch.Tensor,
     temperature: float,
     focal: float,
     epsilon: float,
@@ -27,11 +28,11 @@ def hybrid_nce(
     needs_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, gradient [B, D] or [0]) in float32. Three launches while the classes fit one turn."""
-    hybrid = one_target.Hybrid(counts, focal, epsilon)
-    return cluster_nce.contrast(x, means, labels, temperature, normalize, None, None, hybrid, needs_grad)
+    hybrid = one_target.Hybrid(counts, index, focal, epsilon)
+    return cluster_nce.contrast(x, means, memory_labels, temperature, normalize, None, None, hybrid, needs_grad)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["C"])
 def update_kernel(
     memory_ptr,  # [N, D] instances, changed
     means_ptr,  # [C, D] float32, changed
@@ -40,7 +41,9 @@ def update_kernel(
     x_ptr,  # [B, D] L2-normalised features
     index_ptr,  # [B] int64, the instance of each feature
     B,
+    C,
     D,
+    N,
     momentum,  # the share of the old row that is kept
     BB: tl.constexpr,  # at least B
     BD: tl.constexpr,  # at least D
@@ -50,9 +53,10 @@ def update_kernel(
     position = tl.arange(0, BB)
     d = tl.arange(0, BD)
     instances = tl.load(index_ptr + position, mask=position < B, other=-1)
-    classes = tl.load(memory_labels_ptr + instances, mask=position < B, other=-1)
-    own = tl.load(memory_labels_ptr + tl.load(index_ptr + first)).to(tl.int64)
-    if tl.sum(((classes == own) & (position < first)).to(tl.int32), axis=0) == 0:
+    classes = tiles.load_labels(memory_labels_ptr, index_ptr, position, B, N, True)
+    own = tiles.load_labels(memory_labels_ptr, index_ptr, first, B, N, True).to(tl.int64)
+    earlier = tl.sum(((classes == own) & (position < first)).to(tl.int32), axis=0)
+    if (own >= 0) & (own < C) & (earlier == 0):
         mean = tl.load(means_ptr + own * D + d, mask=d < D, other=0.0)
         share = 1.0 / tl.load(counts_ptr + own).to(tl.float32)
         sample = first
@@ -83,17 +87,19 @@ def hybrid_update(
     index: torch.Tensor,
     momentum: float,
 ) -> None:
-    """In place on contiguous `memory` and `means`. One launch."""
-    B, D = x.shape
+    """In place. One launch."""
+    (B, D), C, N = x.shape, means.shape[0], memory.shape[0]
     update_kernel[(B,)](
         memory_ptr=memory,
         means_ptr=means,
         counts_ptr=counts,
-        memory_labels_ptr=memory_labels.contiguous(),
-        x_ptr=x.contiguous(),
-        index_ptr=index.contiguous(),
+        memory_labels_ptr=memory_labels,
+        x_ptr=x,
+        index_ptr=index,
         B=B,
+        C=C,
         D=D,
+        N=N,
         momentum=momentum,
         **blocks(B, D),
     )

@@ -46,6 +46,7 @@ def update_prototype(
     scores_ptr,  # [B], with MODE "pick"
     first,  # the sample of this program
     B,
+    C,
     D,
     momentum,  # the share of the old row that is kept
     temperature,  # of MODE "weighted"
@@ -54,12 +55,13 @@ def update_prototype(
     BB: tl.constexpr,  # at least B
     BD: tl.constexpr,  # at least D
 ):
-    """Update the memory row that sample `first` names, if no earlier sample names it."""
+    """Update the memory row that sample `first` names, if there is such a row and no earlier sample names it."""
     position = tl.arange(0, BB)
     d = tl.arange(0, BD)
     label = tl.load(labels_ptr + first)
     same = tl.load(labels_ptr + position, mask=position < B, other=-1) == label
-    if tl.sum((same & (position < first)).to(tl.int32), axis=0) == 0:
+    earlier = tl.sum((same & (position < first)).to(tl.int32), axis=0)
+    if (label >= 0) & (label < C) & (earlier == 0):
         at = memory_ptr + label.to(tl.int64) * D + d
         prototype = tl.load(at, mask=d < D, other=0.0).to(tl.float32)
         member = first
@@ -92,13 +94,14 @@ def update_prototype(
         tl.store(at, prototype.to(memory_ptr.dtype.element_ty), mask=d < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["C"])
 def update_kernel(
     memory_ptr,  # these are the arguments of `update_prototype`
     x_ptr,
     labels_ptr,
     scores_ptr,
     B,
+    C,
     D,
     momentum,
     temperature,
@@ -108,13 +111,15 @@ def update_kernel(
 ):
     """One program a sample."""
     first = tl.program_id(0)
-    update_prototype(memory_ptr, x_ptr, labels_ptr, scores_ptr, first, B, D, momentum, temperature, MODE, False, BB, BD)
+    update_prototype(
+        memory_ptr, x_ptr, labels_ptr, scores_ptr, first, B, C, D, momentum, temperature, MODE, False, BB, BD
+    )
 
 
 def blocks(B: int, D: int) -> dict[str, int]:
     """Whole batches and rows in one block, as the updates hold them."""
     return {
-        "BB": triton.next_power_of_2(B),
+        "BB": triton.next_power_of_2(max(1, B)),
         "BD": triton.next_power_of_2(D),
         "num_warps": 4 if B <= 1024 else 8,
     }
@@ -129,14 +134,15 @@ def memory_update(
     temperature: float | None,
     scores: torch.Tensor | None,
 ) -> None:
-    """In place on contiguous `memory`. One launch."""
-    B, D = x.shape
+    """In place. One launch."""
+    (B, D), C = x.shape, memory.shape[0]
     update_kernel[(B,)](
         memory_ptr=memory,
-        x_ptr=x.contiguous(),
-        labels_ptr=labels.contiguous(),
+        x_ptr=x,
+        labels_ptr=labels,
         scores_ptr=scores,
         B=B,
+        C=C,
         D=D,
         momentum=momentum,
         temperature=1.0 if temperature is None else temperature,

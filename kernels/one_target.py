@@ -28,6 +28,7 @@ class Hybrid(NamedTuple):
     """What makes it the loss of SpCL's hybrid memory."""
 
     counts: torch.Tensor  # [C] int64 members; a class without any takes no part
+    instances: torch.Tensor  # [B] int64: the labels are [N] then, and that of row i is labels[instances[i]]
     focal: float  # exponent of the focal weight
     epsilon: float  # added to the softmax's denominator and inside the logarithm
 
@@ -45,18 +46,21 @@ class Partial(NamedTuple):
 def logits_kernel(
     x_ptr,  # [B, D] features
     memory_ptr,  # [C, D]
-    labels_ptr,  # [B] int64
+    labels_ptr,  # [B] int64, or with HYBRID [N]
+    index_ptr,  # [B] int64 rows of N, with HYBRID
     spans_ptr,  # [B, 2] int64, with HAS_SPANS
     counts_ptr,  # [C] int64 members, with HYBRID
     exps_ptr,  # [B, width] DOT, out: e^{logit - maximum of the tile} of this turn, the label's as 0
     max_ptr,  # [tiles, B] out: the maximum over a tile
     sum_ptr,  # [tiles, B] out: the sum of e^{logit - that maximum}, without the label's
-    label_logits_ptr,  # [B] out: the logit of the label's column
+    label_logits_ptr,  # [B] out: the logit of the label's column, NaN if the softmax leaves it out
     B,
     C,
     D,
+    N,
     first,  # column of this turn
     width,  # columns of a turn
+    row_blocks,
     temperature,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -67,11 +71,11 @@ def logits_kernel(
     HYBRID: tl.constexpr,
     GRAD: tl.constexpr,
 ):
-    """Launch 1."""
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    start = first + tl.program_id(1) * BN
+    """Launch 1; row blocks of one tile of columns follow one another, and read it from L2."""
+    rows = (tl.program_id(0) % row_blocks) * BM + tl.arange(0, BM)
+    start = first + (tl.program_id(0) // row_blocks) * BN
     columns = start + tl.arange(0, BN)
-    label = tl.load(labels_ptr + rows, mask=rows < B, other=-1)
+    label = tiles.load_labels(labels_ptr, index_ptr, rows, B, N, HYBRID)
     scale = tiles.row_scale(x_ptr, rows, B, D, BM, BK, NORMALIZE) / temperature
     logits = tiles.product_tile(x_ptr, memory_ptr, rows, columns, B, C, D, BM, BN, BK, DOT) * scale[:, None]
     inside = tiles.span_mask(columns, spans_ptr, rows, B, C, HAS_SPANS, BM, BN)
@@ -79,11 +83,14 @@ def logits_kernel(
         inside = inside & (tl.load(counts_ptr + columns, mask=columns < C, other=0) != 0)[None, :]
     own = columns[None, :] == label[:, None]
     here = (label >= start) & (label < start + BN) & (label < C) & (rows < B)
-    tl.store(label_logits_ptr + rows, tl.sum(tl.where(own, logits, 0.0), axis=1), mask=here)
+    label_logits = tl.where(own, logits, 0.0)
+    if HAS_SPANS | HYBRID:
+        label_logits = tl.where(own & (inside == 0), float("nan"), label_logits)
+    tl.store(label_logits_ptr + rows, tl.sum(label_logits, axis=1), mask=here)
     tile_max = tl.max(tl.where(inside, logits, float("-inf")), axis=1)
     shift = tl.where(tile_max == float("-inf"), 0.0, tile_max)  # a row without a column here: exp(-inf), not NaN
     e = tl.where(inside & (own == 0), tl.exp(logits - shift[:, None]), 0.0)
-    at = (start // BN) * B + rows
+    at = (start // BN).to(tl.int64) * B + rows
     tl.store(max_ptr + at, tile_max, mask=rows < B)
     tl.store(sum_ptr + at, tl.sum(e, axis=1), mask=rows < B)
     if GRAD:
@@ -93,7 +100,8 @@ def logits_kernel(
 
 @triton.jit
 def write_losses(
-    labels_ptr,  # [B] int64
+    labels_ptr,  # [B] int64, or with HYBRID [N]
+    index_ptr,  # [B] int64 rows of N, with HYBRID
     weights_ptr,  # [B], with HAS_WEIGHTS
     max_ptr,  # [tiles, B] from launch 1
     sum_ptr,  # [tiles, B] from launch 1
@@ -104,6 +112,7 @@ def write_losses(
     rows,  # [BM]
     B,
     C,
+    N,
     count,  # of tiles
     temperature,
     epsilon,
@@ -114,7 +123,7 @@ def write_losses(
 ):
     """Loss and gradient factor of the rows of a tile; returns Σ e^{logit - row_max} without the label's, [BM]."""
     rest = tiles.sum_of_tiles(max_ptr, sum_ptr, row_max, rows, count, B, BM)
-    label = tl.load(labels_ptr + rows, mask=rows < B, other=-1)
+    label = tiles.load_labels(labels_ptr, index_ptr, rows, B, N, HYBRID)
     known = (label >= 0) & (label < C)
     # A label outside the memory must not pass for a loss.
     logit = tl.where(known, tl.load(label_logits_ptr + rows, mask=rows < B, other=0.0), float("nan"))
@@ -130,17 +139,16 @@ def write_losses(
         modulation = tl.where(focal > 0, tl.exp(focal * tl.log(safe)), 1.0)
         loss = -modulation * log_p
         factor *= p * (modulation / (p + epsilon) - focal * modulation / safe * log_p)  # -p ∂loss/∂p
-    weight = 1.0 / B
-    if HAS_WEIGHTS:
-        weight = tl.load(weights_ptr + rows, mask=rows < B, other=0.0).to(tl.float32)
-    tl.store(losses_ptr + rows, loss * weight, mask=rows < B)
-    tl.store(factors_ptr + rows, factor * weight, mask=rows < B)
+    weight = tiles.row_weight(weights_ptr, labels_ptr, index_ptr, rows, B, N, HYBRID, HAS_WEIGHTS)
+    tl.store(losses_ptr + rows, tl.where(label == -1, 0.0, loss * weight), mask=rows < B)
+    tl.store(factors_ptr + rows, tl.where(label == -1, 0.0, factor * weight), mask=rows < B)
     return rest
 
 
 @triton.jit(do_not_specialize=["C", "count"])
 def loss_kernel(
     labels_ptr,  # these are the arguments of `write_losses`
+    index_ptr,
     weights_ptr,
     max_ptr,
     sum_ptr,
@@ -149,6 +157,7 @@ def loss_kernel(
     factors_ptr,
     B,
     C,
+    N,
     count,
     temperature,
     epsilon,
@@ -163,6 +172,7 @@ def loss_kernel(
     row_max = tl.where(row_max == float("-inf"), 0.0, row_max)
     write_losses(
         labels_ptr,
+        index_ptr,
         weights_ptr,
         max_ptr,
         sum_ptr,
@@ -173,6 +183,7 @@ def loss_kernel(
         rows,
         B,
         C,
+        N,
         count,
         temperature,
         epsilon,
@@ -189,6 +200,7 @@ def gradient_kernel(
     exps_ptr,  # [B, width] DOT, from launch 1
     acc_ptr,  # [parts, B, D] float32, in and out: see `Partial.acc`
     labels_ptr,  # from here the arguments of `write_losses`
+    index_ptr,
     weights_ptr,
     max_ptr,
     sum_ptr,
@@ -198,6 +210,7 @@ def gradient_kernel(
     B,
     C,
     D,
+    N,
     first,  # column of this turn
     width,  # columns of a turn
     before,  # tiles of earlier turns
@@ -228,7 +241,9 @@ def gradient_kernel(
     lowest = before + part * per_part
     for start in range(lowest * BN, tl.minimum(lowest + per_part, now) * BN, BK):
         columns = start + tl.arange(0, BK)
-        rescale = tl.exp(tl.load(max_ptr + (start // BN) * B + rows, mask=rows < B, other=0.0) - row_max)
+        rescale = tl.exp(
+            tl.load(max_ptr + tl.cast(start // BN, tl.int64) * B + rows, mask=rows < B, other=0.0) - row_max
+        )
         at = exps_ptr + rows[:, None].to(tl.int64) * width + (columns - first)[None, :]
         e = tl.load(at, mask=rows[:, None] < B, other=0.0).to(tl.float32) * rescale[:, None]
         here = (columns[:, None] < C) & (d[None, :] < D)
@@ -238,6 +253,7 @@ def gradient_kernel(
         # All programs of these rows in the first part write the same numbers.
         rest = write_losses(
             labels_ptr,
+            index_ptr,
             weights_ptr,
             max_ptr,
             sum_ptr,
@@ -248,6 +264,7 @@ def gradient_kernel(
             rows,
             B,
             C,
+            N,
             count,
             temperature,
             epsilon,
@@ -256,7 +273,7 @@ def gradient_kernel(
             HYBRID,
             BM,
         )
-        label = tl.load(labels_ptr + rows, mask=rows < B, other=-1).to(tl.int64)
+        label = tiles.load_labels(labels_ptr, index_ptr, rows, B, N, HYBRID).to(tl.int64)
         here = (label >= 0)[:, None] & (label < C)[:, None] & (d[None, :] < D)
         own = tl.load(memory_ptr + label[:, None] * D + d[None, :], mask=here, other=0.0)
         acc -= rest[:, None] * own.to(tl.float32)
@@ -274,24 +291,26 @@ def stream(
     hybrid: Hybrid | None,
     needs_grad: bool,
 ) -> Partial:
-    """Launches 1 and 2, in as many turns as the workspace asks for; contiguous arguments."""
+    """Launches 1 and 2, in as many turns as the workspace asks for."""
     (B, D), C = x.shape, memory.shape[0]
     sizes = tiles.plan(x, memory)
     BM, BN, BD = sizes["BM"], sizes["BN"], 128
-    dtype, count = tiles.dot_type(x, memory), triton.cdiv(C, BN)
-    turn = min(count, max(1, WORKSPACE // (B * BN * dtype.itemsize))) if needs_grad else count
-    row_blocks, d_blocks = triton.cdiv(B, BM), triton.cdiv(D, BD)
+    dtype, count = tiles.dot_type(x, memory), triton.cdiv(max(1, C), BN)
+    turn = min(count, max(1, WORKSPACE // (max(1, B) * BN * dtype.itemsize))) if needs_grad else count
+    row_blocks, d_blocks = triton.cdiv(max(1, B), BM), triton.cdiv(D, BD)
     parts = max(1, min(turn, tiles.processors(x.device) // (row_blocks * d_blocks))) if needs_grad else 0
     acc = tiles.empty(x, parts, B, D) if needs_grad else None
     out = Partial(tiles.empty(x, B), tiles.empty(x, B), acc, parts)
     exps = torch.empty((B, turn * BN), dtype=dtype, device=x.device) if needs_grad else None
     found = {
         "labels_ptr": labels,
+        "index_ptr": hybrid.instances if hybrid else None,
         "max_ptr": tiles.empty(x, count, B),
         "sum_ptr": tiles.empty(x, count, B),
         "label_logits_ptr": tiles.empty(x, B),
         "B": B,
         "C": C,
+        "N": labels.shape[0],
         "temperature": temperature,
         "HYBRID": hybrid is not None,
     }
@@ -307,13 +326,14 @@ def stream(
     for before in range(0, count, turn):
         now = min(count, before + turn)
         place = {"first": before * BN, "width": turn * BN}
-        logits_kernel[(row_blocks, now - before)](
+        logits_kernel[(row_blocks * (now - before),)](
             x_ptr=x,
             memory_ptr=memory,
             spans_ptr=spans,
             counts_ptr=hybrid.counts if hybrid else None,
             exps_ptr=exps,
             D=D,
+            row_blocks=row_blocks,
             NORMALIZE=normalize,
             HAS_SPANS=spans is not None,
             GRAD=needs_grad,

@@ -34,8 +34,7 @@ def target_tile(
         label = tl.load(labels_ptr + rows, mask=rows < B, other=-1)
         even = smoothing / C
         if HAS_SPANS:
-            start = tl.load(spans_ptr + 2 * rows, mask=rows < B, other=0)
-            stop = tl.load(spans_ptr + 2 * rows + 1, mask=rows < B, other=1)
+            start, stop = tiles.load_span(spans_ptr, rows, B, C)
             even = (smoothing / (stop - start).to(tl.float32))[:, None]
         q = tl.where(columns[None, :] == label[:, None], 1.0 - smoothing + even, even)
     return tl.where(inside, q, 0.0)
@@ -156,30 +155,40 @@ def gradient_kernel(
         tiles.add_gradient_tile(out, by_logits, memory_ptr, rows, columns, start == first, B, C, D, BK, DOT)
 
 
-@triton.jit(do_not_specialize=["slices"])
+@triton.jit(do_not_specialize=["C", "slices"])
 def finish_kernel(
     x_ptr,  # [B, D] features
+    labels_ptr,  # [B] int64
+    spans_ptr,  # [B, 2] int64, with HAS_SPANS
     weights_ptr,  # [B], with HAS_WEIGHTS
     statistics_ptr,  # [4, slices, B] from launch 1
     partial_ptr,  # [slices, B, D] from launch 2, with GRAD
     losses_ptr,  # [B] out: weighted
     gradient_ptr,  # [B, D] out, with GRAD
     B,
+    C,
     D,
     slices,
     temperature,
     BD: tl.constexpr,  # at least D
     NORMALIZE: tl.constexpr,
+    DENSE: tl.constexpr,
+    HAS_SPANS: tl.constexpr,
     HAS_WEIGHTS: tl.constexpr,
     GRAD: tl.constexpr,
 ):
     """Launch 3, one program a row."""
     row = tl.program_id(0).to(tl.int64)
     log_z, mass, cross = merge(statistics_ptr, row, B, slices)
-    weight = 1.0 / B
-    if HAS_WEIGHTS:
-        weight = tl.load(weights_ptr + row).to(tl.float32)
-    tl.store(losses_ptr + row, (mass * log_z - cross) * weight)
+    weight = tiles.row_weight(weights_ptr, labels_ptr, None, row, B, 0, False, HAS_WEIGHTS)
+    label = tl.load(labels_ptr + row)
+    if not DENSE:
+        start, stop = 0, C
+        if HAS_SPANS:
+            start, stop = tiles.load_span(spans_ptr, row, B, C)
+        # A label outside its row's columns must not pass for a loss.
+        weight = tl.where((label == -1) | ((label >= start) & (label < stop)), weight, float("nan"))
+    tl.store(losses_ptr + row, tl.where(label == -1, 0.0, (mass * log_z - cross) * weight))
     if GRAD:
         d = tl.arange(0, BD)
         h = tl.zeros([BD], tl.float32)
@@ -189,7 +198,8 @@ def finish_kernel(
         scale = 1.0
         if NORMALIZE:
             scale = 1.0 / tl.maximum(tl.sqrt(tl.sum(x * x, axis=0)), 1e-12)
-        h = tiles.through_norm(h * (weight / temperature), x, scale, NORMALIZE)
+        h = tl.where(label == -1, 0.0, h * (weight / temperature))
+        h = tiles.through_norm(h, x, scale, NORMALIZE)
         tl.store(gradient_ptr + row * D + d, h, mask=d < D)
 
 
@@ -206,48 +216,45 @@ def target_nce(
     needs_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, gradient [B, D] or [0]) in float32. Four launches, three without the gradient."""
-    x, memory, labels = x.contiguous(), memory.contiguous(), labels.contiguous()
     (B, D), C = x.shape, memory.shape[0]
     sizes = tiles.plan(x, memory) | {"BN": 64}  # the tile of q takes the registers of half a tile of logits
-    row_blocks = triton.cdiv(B, sizes["BM"])
-    slices, per_slice = tiles.split(C, sizes["BN"], row_blocks, x.device)
+    row_blocks = triton.cdiv(max(1, B), sizes["BM"])
+    slices, per_slice = tiles.split(max(1, C), sizes["BN"], row_blocks, x.device)
     statistics, losses = tiles.empty(x, 4, slices, B), tiles.empty(x, B)
     partial = tiles.empty(x, slices, B, D) if needs_grad else None
     gradient = tiles.empty(x, *x.shape) if needs_grad else tiles.empty(x, 0)
-    streamed = {
+    common = {
         "x_ptr": x,
-        "memory_ptr": memory,
         "labels_ptr": labels,
-        "targets_ptr": None if targets is None else targets.contiguous(),
         "spans_ptr": spans,
         "statistics_ptr": statistics,
         "B": B,
         "C": C,
         "D": D,
-        "per_slice": per_slice,
         "temperature": temperature,
-        "smoothing": smoothing,
         "NORMALIZE": normalize,
         "HAS_SPANS": spans is not None,
         "DENSE": targets is not None,
+    }
+    streamed = {
+        "memory_ptr": memory,
+        "targets_ptr": targets,
+        "per_slice": per_slice,
+        "smoothing": smoothing,
+        **common,
     }
     statistics_kernel[(row_blocks, slices)](**streamed, **sizes)
     if needs_grad:
         gradient_kernel[(row_blocks, slices)](partial_ptr=partial, slices=slices, **streamed, **sizes)
     finish_kernel[(B,)](
-        x_ptr=x,
         weights_ptr=weights,
-        statistics_ptr=statistics,
         partial_ptr=partial,
         losses_ptr=losses,
         gradient_ptr=gradient,
-        B=B,
-        D=D,
         slices=slices,
-        temperature=temperature,
         BD=triton.next_power_of_2(D),
-        NORMALIZE=normalize,
         HAS_WEIGHTS=weights is not None,
         GRAD=needs_grad,
+        **common,
     )
     return losses.sum(), gradient

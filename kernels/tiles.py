@@ -109,10 +109,66 @@ def span_mask(
     """Which columns each row's softmax runs over, [BM, BN]: all C of them, or its own [start, stop)."""
     inside = tl.broadcast_to((columns < C)[None, :], [BM, BN])
     if HAS_SPANS:
-        start = tl.load(spans_ptr + 2 * rows, mask=rows < B, other=0)
-        stop = tl.load(spans_ptr + 2 * rows + 1, mask=rows < B, other=0)
+        start, stop = load_span(spans_ptr, rows, B, C)
         inside = inside & (columns[None, :] >= start[:, None]) & (columns[None, :] < stop[:, None])
     return inside
+
+
+@triton.jit
+def load_span(
+    spans_ptr,  # [B, 2] int64 [start, stop)
+    rows,  # [BM]
+    B,
+    C,
+):
+    """The columns [start, stop) of each row, within [0, C)."""
+    start = tl.load(spans_ptr + 2 * rows, mask=rows < B, other=0)
+    stop = tl.load(spans_ptr + 2 * rows + 1, mask=rows < B, other=0)
+    return tl.maximum(start, 0), tl.minimum(stop, C)
+
+
+@triton.jit
+def load_labels(
+    labels_ptr,  # [B] int64, or with INDEXED [N]
+    index_ptr,  # [B] int64 rows of N, with INDEXED
+    rows,  # [BM], or the number of one row
+    B,
+    N,
+    INDEXED: tl.constexpr,
+):
+    """The label of each row: -1 takes no part, and as -2 counts an index out of range, of which nothing is read."""
+    if INDEXED:
+        index = tl.load(index_ptr + rows, mask=rows < B, other=-1)
+        inside = (index >= 0) & (index < N)
+        label = tl.load(labels_ptr + index, mask=inside, other=-1)
+        label = tl.where(inside | (index == -1), label, -2)
+    else:
+        label = tl.load(labels_ptr + rows, mask=rows < B, other=-1)
+    return label
+
+
+@triton.jit
+def row_weight(
+    weights_ptr,  # [B], with HAS_WEIGHTS
+    labels_ptr,  # from here the arguments of `load_labels`
+    index_ptr,
+    rows,
+    B,
+    N,
+    INDEXED: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
+):
+    """What each row's loss is multiplied by; 0 where its label is -1, by default 1/(the others)."""
+    label = load_labels(labels_ptr, index_ptr, rows, B, N, INDEXED)
+    if HAS_WEIGHTS:
+        weight = tl.load(weights_ptr + rows, mask=rows < B, other=0.0).to(tl.float32)
+    else:
+        others = tl.zeros([BT], tl.int32)
+        for start in range(0, B, BT):
+            some = start + tl.arange(0, BT)
+            others += (load_labels(labels_ptr, index_ptr, some, B, N, INDEXED) != -1).to(tl.int32)
+        weight = 1.0 / tl.maximum(tl.sum(others, axis=0), 1).to(tl.float32)
+    return tl.where(label == -1, 0.0, weight)
 
 
 @triton.jit
@@ -129,7 +185,7 @@ def max_of_tiles(
     for start in range(first, last, BT):
         tile = start + tl.arange(0, BT)
         inside = (tile < last)[:, None] & (rows < B)[None, :]
-        at = tile[:, None] * B + rows[None, :]
+        at = tile[:, None].to(tl.int64) * B + rows[None, :]
         row_max = tl.maximum(row_max, tl.max(tl.load(max_ptr + at, mask=inside, other=float("-inf")), axis=0))
     return row_max
 
@@ -149,7 +205,7 @@ def sum_of_tiles(
     for start in range(0, count, BT):
         tile = start + tl.arange(0, BT)
         inside = (tile < count)[:, None] & (rows < B)[None, :]
-        at = tile[:, None] * B + rows[None, :]
+        at = tile[:, None].to(tl.int64) * B + rows[None, :]
         rescale = tl.exp(tl.load(max_ptr + at, mask=inside, other=float("-inf")) - row_max[None, :])
         row_sum += tl.sum(tl.load(sum_ptr + at, mask=inside, other=0.0) * rescale, axis=0)
     return row_sum

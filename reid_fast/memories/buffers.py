@@ -24,6 +24,4 @@ class VaryingBuffers(nn.Module):
 
 def label_means(features: Tensor, labels: np.ndarray) -> Tensor:
     """[C, D] float32 mean of the [N, D] features of each label; -1 is left out."""
-    kept = np.flatnonzero(labels >= 0)
-    index, label = (to_device(values, features.device) for values in (kept, labels[kept]))
-    return ops.class_means(features[index], label).means
+    return ops.class_means(features, to_device(labels, features.device)).means

@@ -24,6 +24,32 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"the temperature must be positive, not {temperature}")
 
 
+def check_shapes(shapes: str, *tensors: Tensor | None) -> None:
+    """Refuse tensors whose shapes disagree. Shapes alone are read, so no device is waited for.
+
+    Args:
+        shapes: the name and the sizes of each, such as "x B D, memory C D, spans B 2".
+        tensors: those tensors; None is passed over.
+    """
+    sizes = {"2": 2}
+    for part, tensor in zip(shapes.split(", "), tensors, strict=True):
+        if tensor is None:
+            continue
+        name, *letters = part.split()
+        known = [sizes.get(letter, size) for letter, size in zip(letters, tensor.shape, strict=False)]
+        if tensor.ndim != len(letters) or list(tensor.shape) != known:
+            raise ValueError(f"{name} must be [{', '.join(letters)}], here {known}, not {list(tensor.shape)}")
+        sizes |= zip(letters, known, strict=True)
+
+
+def check_rows(what: str, numbers: Tensor, rows: int) -> None:
+    """Refuse, on the CPU, a number that is neither one of `rows` rows nor -1, before anything is written."""
+    wrong = (numbers < -1) | (numbers >= rows)
+    if wrong.any():
+        place = int(wrong.nonzero()[0])
+        raise ValueError(f"{what} {int(numbers[place])} of row {place} is not in [0, {rows}); -1 takes no part")
+
+
 def widen(x: Tensor) -> Tensor:
     """Float32, or float64 where the caller already pays for it."""
     return x if x.dtype == torch.float64 else x.float()
@@ -59,9 +85,10 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def contrast_in_slices(
-    of_rows: Callable[[Tensor, slice], tuple[Tensor, Tensor]],
+    of_rows: Callable[[Tensor, slice | Tensor], tuple[Tensor, Tensor]],
     x: Tensor,
     memory: Tensor,
+    labels: Tensor,
     weights: Tensor | None,
     temperature: float,
     normalize: bool,
@@ -71,7 +98,7 @@ def contrast_in_slices(
 
     Args:
         of_rows: (logits [n, C], which it may overwrite; their rows of the batch) -> (ℓ [n], ∂ℓ/∂logits [n, C]).
-        x, memory, weights, temperature, normalize: as in `cluster_nce`.
+        x, memory, labels, weights, temperature, normalize: as in `cluster_nce`.
         needs_grad: whether the gradient is wanted.
 
     Returns:
@@ -79,14 +106,22 @@ def contrast_in_slices(
     """
     unit, norm = normalized(x, normalize)
     memory = memory.to(unit.dtype)
-    weights = unit.new_full((len(x),), 1 / len(x)) if weights is None else weights.to(unit.dtype)
-    loss, gradient = unit.new_zeros(()), torch.empty_like(unit if needs_grad else unit[:0, 0])
+    taking = (labels != -1).nonzero()[:, 0]  # part
+    weights = unit.new_full((len(x),), 1 / max(1, len(taking))) if weights is None else weights.to(unit.dtype)
+    loss, gradient = unit.new_zeros(()), torch.zeros_like(unit if needs_grad else unit[:0, 0])
     step = max(1, _LOGITS // max(1, len(memory)))
-    for start in range(0, len(x), step):
-        rows = slice(start, start + step)
+    for start in range(0, len(taking), step):
+        rows = slice(start, start + step) if len(taking) == len(x) else taking[start : start + step]
         losses, by_logits = of_rows((unit[rows] @ memory.T).div_(temperature), rows)
         loss += losses @ weights[rows]
         if needs_grad:
             by_product = by_logits.mul_((weights[rows] / temperature)[:, None])
             gradient[rows] = pull_back(by_product, memory, unit[rows], None if norm is None else norm[rows])
     return loss, gradient
+
+
+def total(losses: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """Σ_i w_i ℓ_i over the rows whose label is not -1, differentiable; w is 1/(their number) by default."""
+    part = labels != -1
+    scale = 1 / part.sum().clamp(min=1) if weights is None else weights.to(losses.dtype)
+    return torch.where(part, losses * scale, 0).sum()

@@ -6,7 +6,6 @@ the CUDA one is the launcher of the op's name in the file of kernels of the same
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -23,36 +22,56 @@ def register(module: str, schema: str, cpu: Callable[..., Any], fake: Callable[.
 
     Args:
         module: `__name__` of the op's own; its launcher lies in `reid_fast.kernels`, in the module of the same name.
-        schema: "name(Tensor x, ...) -> ...", without defaults; Tensor(a!) is changed in place.
+        schema: "name(Tensor x, ...) -> ...", without defaults; Tensor(a!) is changed in place, and refused unless it is
+            contiguous.
         cpu: the implementation; the caller's autocast does not reach into it.
         fake: the shapes and types of the results, from the same arguments.
     """
     start = schema.index("(")
     name, signature = schema[:start], schema[start:]
-    changed = re.findall(r"Tensor\(\w!\) (\w+)", signature)
+    arguments = signature[1 : signature.index(") ->")].split(", ")
+    changed = {place: argument.split()[1] for place, argument in enumerate(arguments) if "!" in argument}
+    names = list(changed.values())
     op = custom_op(
-        f"reid_fast::{name}", full_precision(cpu), mutates_args=changed, device_types="cpu", schema=signature
+        f"reid_fast::{name}",
+        _in_place(full_precision(cpu), changed),
+        mutates_args=names,
+        device_types="cpu",
+        schema=signature,
     )
-    op.register_kernel("cuda")(launcher(module.rpartition(".")[2], name))
+    op.register_kernel("cuda")(_in_place(launcher(module.rpartition(".")[2], name), changed))
     op.register_fake(fake)
     return op
+
+
+def _in_place(function: Callable[..., Any], changed: dict[int, str]) -> Callable[..., Any]:
+    """Refuse, before anything is written, what cannot be changed in place: the arguments at these places."""
+
+    def run(*arguments: Any) -> Any:
+        for place, name in changed.items():
+            if not arguments[place].is_contiguous():
+                raise ValueError(f"{name} must be contiguous: it is updated in place")
+        return function(*arguments)
+
+    return run
 
 
 def launcher(file: str, name: str) -> Callable[..., Any]:
     """The function `name` of a file of kernels, imported at the first call.
 
-    Triton launches on the current device, which need not be the first tensor's: here it is.
+    Kernels know no strides: all tensors are contiguous here. And Triton launches on the current device, which need not
+    be the first tensor's: here it is.
     """
 
-    def launch(first: Tensor, *arguments: object) -> Any:
+    def launch(*arguments: Any) -> Any:
         try:
             module = import_module(f"reid_fast.kernels.{file}")
         except ModuleNotFoundError as error:
             raise RuntimeError(
                 f"{name} has no CUDA implementation without Triton: run `pip install 'triton>=3.2'`"
             ) from error
-        with torch.cuda.device(first.device):
-            return getattr(module, name)(first, *arguments)
+        with torch.cuda.device(arguments[0].device):
+            return getattr(module, name)(*(a.contiguous() if isinstance(a, Tensor) else a for a in arguments))
 
     return launch
 

@@ -30,10 +30,11 @@ def cluster_step(
         update_temperature: `memory_update`'s temperature, for mode="weighted".
         scores: `memory_update`'s scores, for mode="pick".
 
-    The other arguments, the result and the errors are those of `cluster_nce` and `memory_update`.
+    The other arguments, the result and the errors are those of `cluster_nce` and `memory_update`: a row with label -1
+    takes part in neither.
     """
     check_temperature(temperature)
-    check(memory, mode, update_temperature, scores)
+    check(memory, x, labels, mode, update_temperature, scores)
     wanted = _registration.needs_grad(x)
     loss, gradient = _op(x.detach(), memory, labels, temperature, momentum, mode, update_temperature, scores, wanted)
     return _registration.Attach.apply(x, loss, gradient) if wanted else loss

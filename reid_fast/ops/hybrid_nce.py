@@ -31,13 +31,19 @@ def class_means(memory: Tensor, memory_labels: Tensor, classes: int | None = Non
 
     Args:
         memory: [N, D] rows.
-        memory_labels: [N] int64 in [0, C); classes may be empty.
+        memory_labels: [N] int64 in [0, C), or -1 for rows without a class; classes may be empty.
         classes: C; without it the largest label is fetched from the device.
     """
-    counts = torch.bincount(memory_labels, minlength=classes or 0)
+    counts = torch.bincount(memory_labels + 1, minlength=1 + (classes or 0))
     order = memory_labels.argsort(stable=True)
     sums = torch.segment_reduce(_numerics.widen(memory)[order], "sum", lengths=counts, axis=0, initial=0)
-    return ClassMeans(sums / counts.clamp(min=1)[:, None], counts)
+    return ClassMeans(sums[1:] / counts[1:].clamp(min=1)[:, None], counts[1:])
+
+
+def labels_of(memory_labels: Tensor, index: Tensor) -> Tensor:
+    """[B] the classes of rows `index`: -1 where the index is -1 or the row has none, -2 for an index out of range."""
+    inside = (index >= 0) & (index < len(memory_labels))
+    return torch.where(inside, memory_labels[index.where(inside, 0)], index.clamp(-2, -1).where(index < 0, -2))
 
 
 def hybrid_nce_ref(
@@ -50,15 +56,19 @@ def hybrid_nce_ref(
     *,
     normalize: bool = True,
 ) -> Tensor:
-    """`hybrid_nce` in plain PyTorch, over all N rows as published, differentiable: the definition."""
+    """`hybrid_nce` in plain PyTorch, over all N rows as published, differentiable: the definition.
+
+    An index out of range makes the loss NaN, as on CUDA.
+    """
     x = _numerics.normalized(x, normalize)[0]
     similarity = x @ memory.detach().to(x.dtype).T / temperature
-    counts = torch.bincount(memory_labels)
-    scores = similarity.new_zeros(len(x), len(counts)).index_add(1, memory_labels, similarity)
-    exp = (scores / counts.clamp(min=1)).exp() * (counts > 0)
+    counts = torch.bincount(memory_labels + 1, minlength=1)
+    scores = similarity.new_zeros(len(x), len(counts)).index_add(1, memory_labels + 1, similarity)
+    exp = ((scores / counts.clamp(min=1)).exp() * (counts > 0))[:, 1:]
     p = exp / (exp.sum(1, keepdim=True) + EPSILON)
-    p = p.gather(1, memory_labels[index][:, None])
-    return -((1 - p) ** focal * (p + EPSILON).log()).mean()
+    labels = labels_of(memory_labels, index)
+    p = p.gather(1, labels.clamp(min=0)[:, None])[:, 0].masked_fill(labels < -1, torch.nan)
+    return _numerics.total(-((1 - p) ** focal * (p + EPSILON).log()), labels, None)
 
 
 def hybrid_nce(
@@ -76,13 +86,14 @@ def hybrid_nce(
 
     p_ic = e^{s_ic} / (Σ_c' e^{s_ic'} + 1e-6) over the classes with members, s_ic = mean over members j of
     x_i·V_j / τ; L = -(1/B) Σ_i (1 - p_i)^γ log(p_i + 1e-6) with p_i = p_i,label(i). The gradient flows to `x`
-    alone, through the focal weight too.
+    alone, through the focal weight too. A feature with index -1, or whose row has no class, takes no part: B counts the
+    others, its gradient is 0, and where none is left, so is the loss.
 
     Args:
         x: [B, D] features of any float type; L2-normalised here unless `normalize` is false.
         memory: [N, D] L2-normalised rows.
-        memory_labels: [N] int64, the class of each row; classes may be empty.
-        index: [B] int64, the row of each feature's own image.
+        memory_labels: [N] int64, the class of each row, or -1; classes may be empty.
+        index: [B] int64, the row of each feature's own image, or -1.
         temperature: τ, positive.
         focal: γ: 0 for SpCL, 4 in CACL's code.
         classes: the running means of `memory` (see `class_means`, `hybrid_update`). Without them all of the
@@ -92,12 +103,14 @@ def hybrid_nce(
         The loss, a float32 scalar.
 
     Raises:
-        ValueError: a temperature that is not positive.
+        ValueError: a temperature that is not positive, shapes that disagree, or another index or class out of range.
+            CUDA is not waited for to find the last: the loss is NaN there.
     """
     _numerics.check_temperature(temperature)
+    _numerics.check_shapes("x B D, memory N D, memory_labels N, index B", x, memory, memory_labels, index)
     means, counts = class_means(memory, memory_labels) if classes is None else classes
-    labels = memory_labels[index]
-    return _op(x, means, counts, labels, temperature, focal, EPSILON, normalize, needs_grad(x))[0]
+    _numerics.check_shapes("x B D, means C D, counts C", x, means, counts)
+    return _op(x, means, counts, memory_labels, index, temperature, focal, EPSILON, normalize, needs_grad(x))[0]
 
 
 def hybrid_update(
@@ -105,16 +118,22 @@ def hybrid_update(
 ) -> None:
     """`memory_update` (serial) of the rows `index`, in place, and of the class means by what their members moved.
 
+    A sample with index -1, or whose row has no class, moves nothing.
+
     Args:
         memory: [N, D] contiguous L2-normalised rows.
-        memory_labels: [N] int64, the class of each row.
-        classes: the means to keep in step, changed in place.
+        memory_labels: [N] int64, the class of each row, or -1.
+        classes: the means to keep in step, contiguous, changed in place.
         x: [B, D] L2-normalised rows.
-        index: [B] int64 rows of `memory`; repetitions are applied in batch order.
+        index: [B] int64 rows of `memory`, or -1; repetitions are applied in batch order.
         momentum: the share of the old row that is kept.
+
+    Raises:
+        ValueError: a memory or means that are not contiguous, shapes that disagree, or another index or class out of
+            range. CUDA is not waited for to find the last: such a sample moves nothing there.
     """
-    if not (memory.is_contiguous() and classes.means.is_contiguous()):
-        raise ValueError("memory and means must be contiguous: they are updated in place")
+    shapes = "memory N D, means C D, counts C, memory_labels N, x B D, index B"
+    _numerics.check_shapes(shapes, memory, *classes, memory_labels, x, index)
     _update(memory, classes.means, classes.counts, memory_labels, x.detach(), index, momentum)
 
 
@@ -122,35 +141,44 @@ def _cpu(
     x: Tensor,
     means: Tensor,
     counts: Tensor,
-    labels: Tensor,
+    memory_labels: Tensor,
+    index: Tensor,
     temperature: float,
     focal: float,
     epsilon: float,
     normalize: bool,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    unit, norm = _numerics.normalized(x, normalize)
-    means = means.to(unit.dtype)
-    logits = (unit @ means.T).div_(temperature).masked_fill_(counts == 0, -torch.inf)
-    top = logits.amax(1, keepdim=True)
-    p = (logits - top).exp_()
-    p /= p.sum(1, keepdim=True) + epsilon * torch.exp(-top)
-    own = p.gather(1, labels[:, None])
-    weight, log_p = (1 - own) ** focal, (own + epsilon).log()
-    loss = -(weight * log_p).mean()
-    if not needs_grad:
-        return loss, loss.new_empty(0)
-    slope = own * weight / (own + epsilon)  # -p ∂L/∂p
-    if focal:
-        slope -= own * focal * (1 - own) ** (focal - 1) * log_p
-    p.scatter_add_(1, labels[:, None], -torch.ones_like(own))
-    return loss, _numerics.pull_back(p.mul_(slope / (len(x) * temperature)), means, unit, norm)
+    labels = _checked_labels(memory_labels, index, len(means))
+
+    def of_rows(logits: Tensor, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        logits.masked_fill_(counts == 0, -torch.inf)
+        top = logits.amax(1, keepdim=True)
+        p = logits.sub_(top).exp_()
+        p /= p.sum(1, keepdim=True) + epsilon * torch.exp(-top)
+        own = p.gather(1, labels[rows, None])
+        weight, log_p = (1 - own) ** focal, (own + epsilon).log()
+        slope = own * weight / (own + epsilon)  # -p ∂ℓ/∂p
+        if focal:
+            slope -= own * focal * (1 - own) ** (focal - 1) * log_p
+        by_logits = p.scatter_add_(1, labels[rows, None], -torch.ones_like(own)).mul_(slope)
+        return -(weight * log_p)[:, 0], by_logits
+
+    return _numerics.contrast_in_slices(of_rows, x, means, labels, None, temperature, normalize, needs_grad)
+
+
+def _checked_labels(memory_labels: Tensor, index: Tensor, classes: int) -> Tensor:
+    """`labels_of`, on the CPU, where what is out of range is an error."""
+    _numerics.check_rows("index", index, len(memory_labels))
+    labels = labels_of(memory_labels, index)
+    _numerics.check_rows("class", labels, classes)
+    return labels
 
 
 _op = register_loss(
     __name__,
-    "hybrid_nce(Tensor x, Tensor means, Tensor counts, Tensor labels, float temperature, float focal, float epsilon, "
-    "bool normalize, bool needs_grad) -> (Tensor, Tensor)",
+    "hybrid_nce(Tensor x, Tensor means, Tensor counts, Tensor memory_labels, Tensor index, float temperature, "
+    "float focal, float epsilon, bool normalize, bool needs_grad) -> (Tensor, Tensor)",
     _cpu,
 )
 
@@ -158,7 +186,9 @@ _op = register_loss(
 def _update_cpu(
     memory: Tensor, means: Tensor, counts: Tensor, memory_labels: Tensor, x: Tensor, index: Tensor, momentum: float
 ) -> None:
-    touched = index.unique()
+    labels = _checked_labels(memory_labels, index, len(means))
+    index = index.where(labels != -1, -1)
+    touched = index[index != -1].unique()
     old = _numerics.widen(memory[touched])
     memory_update_ref(memory, x, index, momentum)
     moved = (_numerics.widen(memory[touched]) - old).to(means.dtype) / counts[memory_labels[touched]][:, None]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid_fast.ops._numerics import check_temperature, full_precision, widen
+from reid_fast.ops._numerics import check_rows, check_shapes, check_temperature, full_precision, widen
 from reid_fast.ops._registration import fake_nothing, register
 
 MODES = ("serial", "hard", "weighted", "pick")
@@ -38,21 +38,24 @@ def memory_update(
     Args:
         memory: [C, D] contiguous L2-normalised rows, float32 or bfloat16 (accumulated in float32).
         x: [B, D] L2-normalised rows, any float type.
-        labels: [B] int64 in [0, C); a row may be named any number of times, or never.
+        labels: [B] int64 in [0, C), or -1, which takes no part; a row may be named any number of times, or never.
         momentum: m, the share of the old row that is kept.
         mode: one of `MODES`.
         temperature: the softmax weights' temperature, positive, for "weighted" only.
         scores: [B], for "pick" only.
 
     Raises:
-        ValueError: an unknown mode, a mode without its argument, a temperature that is not positive, or a memory that
-            is not contiguous.
+        ValueError: an unknown mode, a mode without its argument, a temperature that is not positive, shapes that
+            disagree, a memory that is not contiguous, or another label outside the memory. CUDA is not waited for to
+            find the last: such a row changes nothing there.
     """
-    check(memory, mode, temperature, scores)
+    check(memory, x, labels, mode, temperature, scores)
     _op(memory, x.detach(), labels, momentum, mode, temperature, scores)
 
 
-def check(memory: Tensor, mode: str, temperature: float | None, scores: Tensor | None) -> None:
+def check(
+    memory: Tensor, x: Tensor, labels: Tensor, mode: str, temperature: float | None, scores: Tensor | None
+) -> None:
     """Refuse what `memory_update` cannot do."""
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
@@ -62,8 +65,7 @@ def check(memory: Tensor, mode: str, temperature: float | None, scores: Tensor |
         check_temperature(temperature)
     if mode == "pick" and scores is None:
         raise ValueError('mode="pick" needs scores')
-    if not memory.is_contiguous():
-        raise ValueError("memory must be contiguous: it is updated in place")
+    check_shapes("memory C D, x B D, labels B, scores B", memory, x, labels, scores)
 
 
 @full_precision
@@ -79,11 +81,15 @@ def memory_update_ref(
     """`memory_update` in plain PyTorch: the definition of the op, and its CPU implementation.
 
     The clusters advance side by side, each by one member a round; larger ones first, so that a round is a
-    prefix.
+    prefix. Samples with label -1 take no part.
     """
+    check_rows("label", labels, len(memory))
     groups = defaultdict(list)
     for position, label in enumerate(labels.tolist()):
-        groups[label].append(position)
+        if label != -1:
+            groups[label].append(position)
+    if not groups:
+        return
     x = x.detach().to(widen(memory).dtype)
     touched = torch.tensor(sorted(groups, key=lambda label: -len(groups[label])), device=memory.device)
     members = [groups[label] for label in touched.tolist()]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reid_fast.ops._numerics import check_temperature, full_precision, widen
+from reid_fast.ops._numerics import check_shapes, check_temperature, full_precision, total, widen
 from reid_fast.ops.cluster_nce import cluster_nce
 
 
@@ -20,26 +20,28 @@ def hard_nce(x: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> 
     """Pull each feature to its least similar positive, away from all other identities of the batch.
 
     L = (1/B) Σ_i -log( e^{g⁺/τ} / (e^{g⁺/τ} + Σ_{j: y_j≠y_i} e^{g_ij/τ}) ) with g = cosine of x_i and teacher_j and g⁺
-    = min_{j: y_j=y_i} g_ij, its own image included.
+    = min_{j: y_j=y_i} g_ij, its own image included. An image with label -1 takes no part: it is left out of the sums,
+    of B, and of the gradient.
 
     Args:
         x: [B, D] features of any float type; the gradient flows to them alone.
         teacher: [B, D] the teacher's features of another view of the same images.
-        labels: [B] int64.
+        labels: [B] int64 identities, or -1.
         temperature: τ (0.1).
 
     Returns:
         The loss, a scalar.
 
     Raises:
-        ValueError: a temperature that is not positive.
+        ValueError: a temperature that is not positive, or shapes that disagree.
     """
     check_temperature(temperature)
+    check_shapes("x B D, teacher B D, labels B", x, teacher, labels)
     similarity = F.normalize(widen(x)) @ F.normalize(widen(teacher.detach())).T / temperature
     same = labels[:, None] == labels
     positive = similarity.masked_fill(~same, torch.inf).amin(1)
-    others = similarity.masked_fill(same, -torch.inf).logsumexp(1)
-    return F.softplus(others - positive).mean()
+    others = similarity.masked_fill(same | (labels == -1), -torch.inf).logsumexp(1)
+    return total(F.softplus(others - positive), labels, None)
 
 
 @full_precision
@@ -59,11 +61,12 @@ def soft_nce(x: Tensor, teacher: Tensor, weak: Tensor, temperature: float) -> Te
         The loss, a float32 scalar.
 
     Raises:
-        ValueError: a temperature that is not positive.
+        ValueError: a temperature that is not positive, or shapes that disagree.
     """
     check_temperature(temperature)
+    check_shapes("x B D, teacher B D, weak B D", x, teacher, weak)
     teacher, weak = (F.normalize(widen(t.detach())) for t in (teacher, weak))
     log_q = (weak @ weak.T / temperature).log_softmax(1)
     q = log_q.exp()
     own = torch.arange(len(x), device=x.device)
-    return cluster_nce(x, teacher, own, temperature, targets=q) + (q * log_q).sum() / len(x)
+    return cluster_nce(x, teacher, own, temperature, targets=q) + (q * log_q).sum() / max(1, len(x))

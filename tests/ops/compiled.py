@@ -66,7 +66,7 @@ def launches(dtype: torch.dtype) -> Iterator[Launch]:
     store = (*store, new(B, 2, dtype=torch.int32), new(B, 4, dtype=torch.int32))
     numbers = ([0.1, 0.2, 0.3],) * 3
     attention = (new(8, N, 256), new(8, N, 256), flat(), index(700))
-    hybrid = (x[:64], flat(C, D), index(C), labels[:64])
+    hybrid = (x[:64], flat(C, D), index(C), index(N), labels[:64])
     calls: list[tuple[str, str, tuple]] = [
         ("cluster_nce", "cluster_nce", (x, memory, labels, 0.05, True, None, None, True)),
         ("cluster_nce", "cluster_nce", (x, memory, labels, 0.05, True, None, None, False)),

@@ -46,7 +46,7 @@ def test_matches_the_literal_loss(shape, focal):
 def test_kernels_match_the_literal_loss(shape, focal, device):
     x, memory, labels, index = problem(*shape)
     expected, gradient = with_gradient(literal, x.double(), memory.double(), labels, index, 0.1, focal)
-    arguments = (x, *class_means(memory, labels), labels[index], 0.1, focal, EPSILON, True, True)
+    arguments = (x, *class_means(memory, labels), labels, index, 0.1, focal, EPSILON, True, True)
     loss, by_x = kernel.hybrid_nce(*on(device, *arguments))
     torch.testing.assert_close(loss.cpu(), expected.float(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(by_x.cpu(), gradient.float(), atol=5e-6, rtol=1e-4)
@@ -108,7 +108,7 @@ def test_golden_cacl():
 def test_opcheck():
     x, memory, labels, index = problem(4, 9, 5, 6, torch.float64)
     classes = class_means(memory, labels)
-    opcheck(_op, (x.requires_grad_(), *classes, labels[index], 0.3, 2.0, EPSILON, True, True))
+    opcheck(_op, (x.requires_grad_(), *classes, labels, index, 0.3, 2.0, EPSILON, True, True))
     opcheck(_update, (memory, *classes, labels, F.normalize(x.detach()), index, 0.2))
 
 

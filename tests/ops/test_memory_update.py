@@ -157,12 +157,6 @@ def test_a_mode_that_does_not_exist_or_lacks_its_argument_is_refused(arguments, 
         memory_update(memory, x, labels, 0.1, **arguments)
 
 
-def test_a_memory_that_is_not_contiguous_is_refused():
-    memory, x, labels, _ = problem(3, 4, 5)
-    with pytest.raises(ValueError, match="contiguous"):
-        memory_update(memory.T, x, labels, 0.1)
-
-
 def test_the_reference_takes_its_arguments_by_name():
     memory, x, labels, scores = problem(9, 4, 5)
     expected = memory.clone()
