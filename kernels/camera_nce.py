@@ -177,7 +177,7 @@ def camera_nce(
     (B, D), C = x.shape, memory.shape[0]
     K = max(16, triton.next_power_of_2(negatives))
     # One tile holds as many columns as the answer: the sort of both together is as narrow as it can be.
-    sizes = tiles.plan(x, memory) | {"BM": 16, "BN": K, "num_warps": 4 if K <= 64 else 8}
+    sizes = tiles.plan(x, memory) | {"BM": 16, "BN": K, "num_warps": 4 if K <= 64 else 8, "num_stages": 3}
     row_blocks = triton.cdiv(B, sizes["BM"])
     slices, per_slice = tiles.split(C, K, row_blocks, x.device)
     losses = tiles.empty(x, B)

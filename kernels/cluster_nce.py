@@ -1,7 +1,7 @@
 """One-target softmax cross entropy against a memory, with the gradient from the same logits. Three launches.
 
 The first two are those of `one_target`. In the last, one program a row takes the gradient through the L2 norm, and one
-more sums the losses.
+more sums the losses: so it is after the launches of `target_nce` and of `hybrid_nce`.
 """
 
 import torch
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from reid_fast.kernels import tiles
-from reid_fast.kernels.one_target import Hybrid, stream
+from reid_fast.kernels.one_target import Partial, stream
 
 
 @triton.jit
@@ -76,20 +76,9 @@ def finish_kernel(
         sum_losses(losses_ptr, loss_ptr, B, BB)
 
 
-def contrast(
-    x: torch.Tensor,
-    memory: torch.Tensor,
-    labels: torch.Tensor,
-    temperature: float,
-    normalize: bool,
-    spans: torch.Tensor | None,
-    weights: torch.Tensor | None,
-    hybrid: Hybrid | None,
-    needs_grad: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss, gradient [B, D] or [0]) in float32. Three launches while C fits one turn."""
+def finish(x: torch.Tensor, partial: Partial, normalize: bool, needs_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss, gradient [B, D] or [0]) in float32: launch 3."""
     B, D = x.shape
-    partial = stream(x, memory, labels, temperature, normalize, spans, weights, hybrid, needs_grad)
     loss, gradient = tiles.results(x, needs_grad)
     finish_kernel[(B + 1,)](
         x_ptr=x,
@@ -119,5 +108,6 @@ def cluster_nce(
     weights: torch.Tensor | None,
     needs_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The op on CUDA."""
-    return contrast(x, memory, labels, temperature, normalize, spans, weights, None, needs_grad)
+    """(loss, gradient [B, D] or [0]) in float32. Three launches while C fits one turn."""
+    partial = stream(x, memory, labels, temperature, normalize, spans, weights, None, needs_grad)
+    return finish(x, partial, normalize, needs_grad)

@@ -11,8 +11,10 @@ import torch
 import triton
 import triton.language as tl
 
-from reid_fast.kernels import cluster_nce, one_target, tiles
+from reid_fast.kernels import tiles
+from reid_fast.kernels.cluster_nce import finish
 from reid_fast.kernels.memory_update import blend, blocks, load_feature
+from reid_fast.kernels.one_target import Hybrid, stream
 
 
 def hybrid_nce(
@@ -28,8 +30,9 @@ def hybrid_nce(
     needs_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, gradient [B, D] or [0]) in float32. Three launches while the classes fit one turn."""
-    hybrid = one_target.Hybrid(counts, index, focal, epsilon)
-    return cluster_nce.contrast(x, means, memory_labels, temperature, normalize, None, None, hybrid, needs_grad)
+    hybrid = Hybrid(counts, index, focal, epsilon)
+    partial = stream(x, means, memory_labels, temperature, normalize, None, None, hybrid, needs_grad)
+    return finish(x, partial, normalize, needs_grad)
 
 
 @triton.jit(do_not_specialize=["C"])

@@ -21,8 +21,6 @@ import triton.language as tl
 
 from reid_fast.kernels import tiles
 
-WORKSPACE = 32 << 20  # bytes
-
 
 class Hybrid(NamedTuple):
     """What makes it the loss of SpCL's hybrid memory."""
@@ -42,7 +40,7 @@ class Partial(NamedTuple):
     parts: int
 
 
-@triton.jit(do_not_specialize=["C", "first", "width"])
+@triton.jit(do_not_specialize=["C", "before", "turn"])
 def logits_kernel(
     x_ptr,  # [B, D] features
     memory_ptr,  # [C, D]
@@ -50,7 +48,7 @@ def logits_kernel(
     index_ptr,  # [B] int64 rows of N, with HYBRID
     spans_ptr,  # [B, 2] int64, with HAS_SPANS
     counts_ptr,  # [C] int64 members, with HYBRID
-    exps_ptr,  # [B, width] DOT, out: e^{logit - maximum of the tile} of this turn, the label's as 0
+    exps_ptr,  # [B, turn·BN] DOT, out: e^{logit - maximum of the tile} of this turn, the label's as 0
     max_ptr,  # [tiles, B] out: the maximum over a tile
     sum_ptr,  # [tiles, B] out: the sum of e^{logit - that maximum}, without the label's
     label_logits_ptr,  # [B] out: the logit of the label's column, NaN if the softmax leaves it out
@@ -58,8 +56,8 @@ def logits_kernel(
     C,
     D,
     N,
-    first,  # column of this turn
-    width,  # columns of a turn
+    before,  # tiles of earlier turns
+    turn,  # tiles of a turn
     row_blocks,
     temperature,
     BM: tl.constexpr,
@@ -73,12 +71,13 @@ def logits_kernel(
 ):
     """Launch 1; row blocks of one tile of columns follow one another, and read it from L2."""
     rows = (tl.program_id(0) % row_blocks) * BM + tl.arange(0, BM)
-    start = first + (tl.program_id(0) // row_blocks) * BN
+    tile = tl.program_id(0) // row_blocks
+    start = (before + tile) * BN
     columns = start + tl.arange(0, BN)
     label = tiles.load_labels(labels_ptr, index_ptr, rows, B, N, HYBRID)
-    scale = tiles.row_scale(x_ptr, rows, B, D, BM, BK, NORMALIZE) / temperature
-    logits = tiles.product_tile(x_ptr, memory_ptr, rows, columns, B, C, D, BM, BN, BK, DOT) * scale[:, None]
-    inside = tiles.span_mask(columns, spans_ptr, rows, B, C, HAS_SPANS, BM, BN)
+    logits = tiles.cosine_tile(x_ptr, memory_ptr, rows, columns, B, C, D, BM, BN, BK, DOT, NORMALIZE) / temperature
+    lowest, highest = tiles.load_span(spans_ptr, rows, B, C, HAS_SPANS)
+    inside = (columns[None, :] >= lowest[:, None]) & (columns[None, :] < highest[:, None])
     if HYBRID:
         inside = inside & (tl.load(counts_ptr + columns, mask=columns < C, other=0) != 0)[None, :]
     own = columns[None, :] == label[:, None]
@@ -90,11 +89,11 @@ def logits_kernel(
     tile_max = tl.max(tl.where(inside, logits, float("-inf")), axis=1)
     shift = tl.where(tile_max == float("-inf"), 0.0, tile_max)  # a row without a column here: exp(-inf), not NaN
     e = tl.where(inside & (own == 0), tl.exp(logits - shift[:, None]), 0.0)
-    at = (start // BN).to(tl.int64) * B + rows
+    at = (before + tile).to(tl.int64) * B + rows
     tl.store(max_ptr + at, tile_max, mask=rows < B)
     tl.store(sum_ptr + at, tl.sum(e, axis=1), mask=rows < B)
     if GRAD:
-        at = exps_ptr + rows[:, None].to(tl.int64) * width + (columns - first)[None, :]
+        at = exps_ptr + rows[:, None].to(tl.int64) * (turn * BN) + (tile * BN + tl.arange(0, BN))[None, :]
         tl.store(at, e.to(DOT), mask=rows[:, None] < B)
 
 
@@ -194,10 +193,10 @@ def loss_kernel(
     )
 
 
-@triton.jit(do_not_specialize=["C", "first", "width", "before", "now", "count", "per_part"])
+@triton.jit(do_not_specialize=["C", "before", "turn", "now", "count", "per_part"])
 def gradient_kernel(
     memory_ptr,  # [C, D]
-    exps_ptr,  # [B, width] DOT, from launch 1
+    exps_ptr,  # [B, turn·BN] DOT, from launch 1
     acc_ptr,  # [parts, B, D] float32, in and out: see `Partial.acc`
     labels_ptr,  # from here the arguments of `write_losses`
     index_ptr,
@@ -211,9 +210,8 @@ def gradient_kernel(
     C,
     D,
     N,
-    first,  # column of this turn
-    width,  # columns of a turn
     before,  # tiles of earlier turns
+    turn,  # tiles of a turn
     now,  # tiles up to the end of this turn
     count,  # tiles of all turns
     per_part,  # tiles of this turn that a part takes
@@ -244,7 +242,7 @@ def gradient_kernel(
         rescale = tl.exp(
             tl.load(max_ptr + tl.cast(start // BN, tl.int64) * B + rows, mask=rows < B, other=0.0) - row_max
         )
-        at = exps_ptr + rows[:, None].to(tl.int64) * width + (columns - first)[None, :]
+        at = exps_ptr + rows[:, None].to(tl.int64) * (turn * BN) + (columns - before * BN)[None, :]
         e = tl.load(at, mask=rows[:, None] < B, other=0.0).to(tl.float32) * rescale[:, None]
         here = (columns[:, None] < C) & (d[None, :] < D)
         prototypes = tl.load(memory_ptr + columns[:, None].to(tl.int64) * D + d[None, :], mask=here, other=0.0)
@@ -293,12 +291,9 @@ def stream(
 ) -> Partial:
     """Launches 1 and 2, in as many turns as the workspace asks for."""
     (B, D), C = x.shape, memory.shape[0]
-    sizes = tiles.plan(x, memory)
-    BM, BN, BD = sizes["BM"], sizes["BN"], 128
-    dtype, count = tiles.dot_type(x, memory), triton.cdiv(max(1, C), BN)
-    turn = min(count, max(1, WORKSPACE // (max(1, B) * BN * dtype.itemsize))) if needs_grad else count
-    row_blocks, d_blocks = triton.cdiv(max(1, B), BM), triton.cdiv(D, BD)
-    parts = max(1, min(turn, tiles.processors(x.device) // (row_blocks * d_blocks))) if needs_grad else 0
+    sizes, dtype = tiles.plan(x, memory), tiles.dot_type(x, memory)
+    BM, BN, BD = sizes["BM"], sizes["BN"], sizes["BN"]
+    row_blocks, d_blocks, count, turn, parts = tiles.schedule(x, C, sizes | {"BD": BD}, dtype.itemsize, needs_grad)
     acc = tiles.empty(x, parts, B, D) if needs_grad else None
     out = Partial(tiles.empty(x, B), tiles.empty(x, B), acc, parts)
     exps = torch.empty((B, turn * BN), dtype=dtype, device=x.device) if needs_grad else None
@@ -325,7 +320,7 @@ def stream(
     }
     for before in range(0, count, turn):
         now = min(count, before + turn)
-        place = {"first": before * BN, "width": turn * BN}
+        place = {"before": before, "turn": turn}
         logits_kernel[(row_blocks * (now - before),)](
             x_ptr=x,
             memory_ptr=memory,
@@ -347,7 +342,6 @@ def stream(
                 exps_ptr=exps,
                 acc_ptr=acc,
                 D=D,
-                before=before,
                 now=now,
                 per_part=triton.cdiv(now - before, parts),
                 BD=BD,

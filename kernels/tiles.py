@@ -6,40 +6,20 @@ that, `rows` and `columns` are the numbers of a tile's features [BM] and memory 
 first element of a contiguous array. Logits are products divided by the temperature.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
+WORKSPACE = 32 << 20  # bytes
+LARGEST = tl.constexpr(2**31 - 1)
 BT = tl.constexpr(32)  # tiles whose statistics are read at once
 DOT_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
 @triton.jit
-def row_scale(
-    x_ptr,  # [B, D] features
-    rows,  # [BM]
-    B,
-    D,
-    BM: tl.constexpr,
-    BK: tl.constexpr,
-    NORMALIZE: tl.constexpr,  # false: ones
-):
-    """1 / max(‖x_i‖, 1e-12) for each row of the tile, or ones."""
-    square = tl.zeros([BM], tl.float32)
-    if NORMALIZE:
-        for d in range(0, D, BK):
-            k = d + tl.arange(0, BK)
-            inside = (rows[:, None] < B) & (k[None, :] < D)
-            a = tl.load(x_ptr + rows[:, None].to(tl.int64) * D + k[None, :], mask=inside, other=0.0).to(tl.float32)
-            square += tl.sum(a * a, axis=1)
-        scale = 1.0 / tl.maximum(tl.sqrt(square), 1e-12)
-    else:
-        scale = square + 1.0
-    return scale
-
-
-@triton.jit
-def product_tile(
+def products(
     x_ptr,  # [B, D] features
     memory_ptr,  # [C, D]
     rows,  # [BM]
@@ -51,80 +31,79 @@ def product_tile(
     BN: tl.constexpr,
     BK: tl.constexpr,
     DOT: tl.constexpr,
+    SQUARES: tl.constexpr,  # false: of no use
 ):
-    """x[rows] · memory[columns]ᵀ as [BM, BN] float32; rows past B and columns past C give 0."""
+    """(x[rows] · memory[columns]ᵀ [BM, BN], ‖x[rows]‖² [BM]) in float32; rows past B and columns past C give 0."""
     product = tl.zeros([BM, BN], tl.float32)
+    squares = tl.zeros([BM, BK], tl.float32)
     for d in range(0, D, BK):
         k = d + tl.arange(0, BK)
         a_inside = (rows[:, None] < B) & (k[None, :] < D)
         b_inside = (columns[:, None] < C) & (k[None, :] < D)
         a = tl.load(x_ptr + rows[:, None].to(tl.int64) * D + k[None, :], mask=a_inside, other=0.0)
         b = tl.load(memory_ptr + columns[:, None].to(tl.int64) * D + k[None, :], mask=b_inside, other=0.0)
+        if SQUARES:
+            squares += a.to(tl.float32) * a.to(tl.float32)
         # tf32x3: three tensor-core products that keep float32's accuracy; 16-bit operands ignore it.
         product = tl.dot(a.to(DOT), tl.trans(b.to(DOT)), product, input_precision="tf32x3")
+    return product, tl.sum(squares, axis=1)
+
+
+@triton.jit
+def product_tile(
+    x_ptr,  # these are the arguments of `products`
+    memory_ptr,
+    rows,
+    columns,
+    B,
+    C,
+    D,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """x[rows] · memory[columns]ᵀ as [BM, BN] float32."""
+    product, _ = products(x_ptr, memory_ptr, rows, columns, B, C, D, BM, BN, BK, DOT, False)
     return product
 
 
 @triton.jit
-def add_gradient_tile(
-    partial_ptr,  # [B, D] float32, this program's own
-    by_logits,  # [BM, BN] ∂loss/∂logits
-    memory_ptr,  # [C, D]
-    rows,  # [BM]
-    columns,  # [BN]
-    fresh,  # whether `partial` holds nothing yet and reads as 0
+def cosine_tile(
+    x_ptr,  # these are the arguments of `products`
+    memory_ptr,
+    rows,
+    columns,
     B,
     C,
     D,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
     BK: tl.constexpr,
     DOT: tl.constexpr,
+    NORMALIZE: tl.constexpr,  # false: the products themselves
 ):
-    """partial[rows] ← partial[rows] + by_logits · memory[columns].
-
-    [BM, D] does not fit the registers, so `partial` is this program's own slice of a workspace small enough for
-    L2.
-    """
-    for d in range(0, D, BK):
-        k = d + tl.arange(0, BK)
-        inside = (rows[:, None] < B) & (k[None, :] < D)
-        b_inside = (columns[:, None] < C) & (k[None, :] < D)
-        b = tl.load(memory_ptr + columns[:, None].to(tl.int64) * D + k[None, :], mask=b_inside, other=0.0)
-        at = partial_ptr + rows[:, None].to(tl.int64) * D + k[None, :]
-        old = tl.load(at, mask=inside & (fresh == 0), other=0.0)
-        tl.store(at, tl.dot(by_logits.to(DOT), b.to(DOT), old, input_precision="tf32x3"), mask=inside)
-    tl.debug_barrier()  # the next tile may read these values from other threads
+    """x[rows] / max(‖x[rows]‖, 1e-12) · memory[columns]ᵀ as [BM, BN] float32."""
+    product, squares = products(x_ptr, memory_ptr, rows, columns, B, C, D, BM, BN, BK, DOT, NORMALIZE)
+    if NORMALIZE:
+        product = product / tl.maximum(tl.sqrt(squares), 1e-12)[:, None]
+    return product
 
 
 @triton.jit
-def span_mask(
-    columns,  # [BN]
+def load_span(
     spans_ptr,  # [B, 2] int64 [start, stop), with HAS_SPANS
     rows,  # [BM]
     B,
     C,
     HAS_SPANS: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
 ):
-    """Which columns each row's softmax runs over, [BM, BN]: all C of them, or its own [start, stop)."""
-    inside = tl.broadcast_to((columns < C)[None, :], [BM, BN])
+    """The columns [start, stop) that each row's softmax runs over, [BM] each; all of them without HAS_SPANS."""
+    start, stop = rows * 0, rows * 0 + C
     if HAS_SPANS:
-        start, stop = load_span(spans_ptr, rows, B, C)
-        inside = inside & (columns[None, :] >= start[:, None]) & (columns[None, :] < stop[:, None])
-    return inside
-
-
-@triton.jit
-def load_span(
-    spans_ptr,  # [B, 2] int64 [start, stop)
-    rows,  # [BM]
-    B,
-    C,
-):
-    """The columns [start, stop) of each row, within [0, C)."""
-    start = tl.load(spans_ptr + 2 * rows, mask=rows < B, other=0)
-    stop = tl.load(spans_ptr + 2 * rows + 1, mask=rows < B, other=0)
-    return tl.maximum(start, 0), tl.minimum(stop, C)
+        start = tl.maximum(tl.load(spans_ptr + 2 * rows, mask=rows < B, other=0), start).to(tl.int32)
+        stop = tl.minimum(tl.load(spans_ptr + 2 * rows + 1, mask=rows < B, other=0), stop).to(tl.int32)
+    return start, stop
 
 
 @triton.jit
@@ -136,7 +115,10 @@ def load_labels(
     N,
     INDEXED: tl.constexpr,
 ):
-    """The label of each row: -1 takes no part, and as -2 counts an index out of range, of which nothing is read."""
+    """The label of each row, int32: -1 takes no part, and as -2 counts an index out of range, of which nothing is read.
+
+    What 32 bits do not hold stays out of range.
+    """
     if INDEXED:
         index = tl.load(index_ptr + rows, mask=rows < B, other=-1)
         inside = (index >= 0) & (index < N)
@@ -144,7 +126,7 @@ def load_labels(
         label = tl.where(inside | (index == -1), label, -2)
     else:
         label = tl.load(labels_ptr + rows, mask=rows < B, other=-1)
-    return label
+    return tl.minimum(tl.maximum(label, -2), LARGEST).to(tl.int32)
 
 
 @triton.jit
@@ -212,6 +194,24 @@ def sum_of_tiles(
 
 
 @triton.jit
+def total_of_tiles(
+    sum_ptr,  # [tiles, B] a sum of each row over the columns of a tile
+    rows,  # [BM]
+    count,  # of tiles
+    B,
+    BM: tl.constexpr,
+):
+    """The sum of each row over all tiles, [BM]."""
+    total = tl.zeros([BM], tl.float32)
+    for start in range(0, count, BT):
+        tile = start + tl.arange(0, BT)
+        inside = (tile < count)[:, None] & (rows < B)[None, :]
+        at = tile[:, None].to(tl.int64) * B + rows[None, :]
+        total += tl.sum(tl.load(sum_ptr + at, mask=inside, other=0.0), axis=0)
+    return total
+
+
+@triton.jit
 def through_norm(
     h,  # [BD] the gradient of x·scale
     x,  # [BD] one feature
@@ -236,8 +236,8 @@ def dot_type(x: torch.Tensor, memory: torch.Tensor) -> torch.dtype:
 def plan(x: torch.Tensor, memory: torch.Tensor) -> dict:
     """Tile sizes from B and the types alone: C changes every epoch and must not compile anything.
 
-    Float32 takes three products a step (tf32x3), whose operands need twice the registers: a smaller tile, no
-    spills.
+    A step along D takes 128 bytes of a row, and two steps are on their way while one is multiplied. Float32 takes three
+    products a step (tf32x3), whose operands need twice the registers: a smaller tile, no spills.
     """
     dot = dot_type(x, memory)
     low = dot != torch.float32
@@ -245,11 +245,32 @@ def plan(x: torch.Tensor, memory: torch.Tensor) -> dict:
     return {
         "BM": min(64, max(16, triton.next_power_of_2(x.shape[0]))),
         "BN": 128 if low else 64,
-        "BK": 128 // widest if low else 16,
+        "BK": 128 // widest,
         "DOT": DOT_TYPES[dot],
         "num_warps": 8,
-        "num_stages": 3 if low else 2,
+        "num_stages": 4,
     }
+
+
+class Schedule(NamedTuple):
+    """How the tiles of a memory are shared out: see `one_target`."""
+
+    row_blocks: int
+    d_blocks: int
+    columns: int  # tiles of columns
+    turn: int  # of them at once, as the workspace holds; all where there is no gradient
+    parts: int  # programs that share the tiles of a turn in launch 2
+
+
+def schedule(x: torch.Tensor, C: int, sizes: dict, itemsize: int, needs_grad: bool) -> Schedule:
+    """The schedule of a workspace of elements of `itemsize` bytes. No row and no column count as one."""
+    B, D = x.shape
+    count, row_blocks, d_blocks = (triton.cdiv(max(1, n), sizes[size]) for n, size in ((C, "BN"), (B, "BM"), (D, "BD")))
+    if not needs_grad:
+        return Schedule(row_blocks, d_blocks, count, count, 0)
+    turn = min(count, max(1, WORKSPACE // (max(1, B) * sizes["BN"] * itemsize)))
+    parts = max(1, min(turn, processors(x.device) // (row_blocks * d_blocks)))
+    return Schedule(row_blocks, d_blocks, count, turn, parts)
 
 
 def processors(device: torch.device) -> int:

@@ -1,8 +1,10 @@
-"""What the compiler says of every kernel at training sizes, without a GPU: registers, spills, shared memory, occupancy.
+"""What the compiler says of every kernel at training sizes, without a GPU: registers, spills, occupancy, pipelining.
 
 The launchers run on meta tensors; each launch is recorded and compiled ahead of time with exactly the sizes,
 types and constants it would have on a GPU. Needs TRITON_INTERPRET unset, so a process of its own: the tests and
 bench/ops.py run this file.
+
+Pipelining is read from the innermost loops around tensor-core products in TTGIR, the widths of other accesses from PTX.
 """
 
 from __future__ import annotations
@@ -52,6 +54,12 @@ class Row(NamedTuple):
     shared_bytes: int
     warps: int
     blocks_per_sm: int
+    products: int  # tl.dot in the kernel; what follows is 0 without one
+    buffers: int  # of shared memory for the operands of a step, the fewest
+    ahead: int  # steps whose copies are on their way while one is multiplied, the fewest
+    copy_bytes: int  # of one copy to those buffers, the narrowest; 0 if an operand goes another way
+    load_bytes: int  # the widest other access
+    store_bytes: int
 
 
 def launches(dtype: torch.dtype) -> Iterator[Launch]:
@@ -75,6 +83,8 @@ def launches(dtype: torch.dtype) -> Iterator[Launch]:
         ("hybrid_nce", "hybrid_update", (new(N, D), flat(C, D), index(C), index(N), x[:64], labels[:64], 0.2)),
         ("target_nce", "target_nce", (x, memory, labels, 0.05, True, 0.0, masses, None, None, True)),
         ("target_nce", "target_nce", (x, memory, labels, 0.5, False, 0.1, None, None, None, True)),
+        ("target_nce", "target_nce", (x, flat(C, D), labels, 0.5, True, 0.1, None, span, weights, True)),
+        ("target_nce", "target_nce", (x, memory, labels, 0.5, True, 0.1, None, None, None, False)),
         ("cluster_step", "cluster_step", (x, memory, labels, 0.05, 0.1, "serial", None, None, True)),
         ("camera_nce", "camera_nce", (x[:32], memory, index(C), labels[:32], 0.07, 50, None, True, True)),
         ("augment", "augment", (*store, None, False, *numbers, dtype)),
@@ -135,9 +145,48 @@ def measure(launch: Launch, dtype: torch.dtype, arch: int) -> Row:
     switches = [
         f"{key}={value}"
         for key, value in launch.arguments.items()
-        if key in ("MODE", "KEYS", "DENSE", "HYBRID", "HAS_SPANS", "HAS_BLUR") and value
+        if key in ("MODE", "KEYS", "DENSE", "HYBRID", "HAS_SPANS", "HAS_BLUR", "GRAD") and value
     ]
-    return Row(" ".join([name, *switches]), str(dtype)[6:], arch, registers, spilled, shared, warps, blocks)
+    products = compiled.asm["ttir"].count("tt.dot ")
+    pipeline = _pipeline(compiled.asm["ttgir"]) if products else (0, 0, 0)
+    widths = [_widest(compiled.asm["ptx"], access) for access in ("ld", "st")]
+    resources = (registers, spilled, shared, warps, blocks)
+    return Row(" ".join([name, *switches]), str(dtype)[6:], arch, *resources, products, *pipeline, *widths)
+
+
+def _pipeline(ir: str) -> tuple[int, int, int]:
+    """(buffers, ahead, copy_bytes) of the innermost loops around products, from TTGIR; zeros if there is none."""
+    buffers = re.findall(r"local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+x\d+x\w+, #\w+, #smem, mutable>", ir)
+    ahead, copies = [], []
+    for loop in _innermost_loops(ir):
+        if re.search(r"= tt\.dot |warp_group_dot |tc_gen5_mma ", loop):
+            groups = loop.count("ttg.async_commit_group")
+            ahead += [int(n) // max(1, groups) for n in re.findall(r"ttg\.async_wait .*{num = (\d+)", loop) or "0"]
+            for line in re.findall(r".*(?:async_copy_global_to_local|tt\.load) .*tensor<\d+x\d+x!tt\.ptr<.*", loop):
+                bits, lanes = re.search(r"ptr<[a-z]+(\d+)>", line)[1], re.search(r"contiguity = (\d+)", line)
+                copies.append(0 if "tt.load" in line else int(bits) // 8 * int(lanes[1] if lanes else 1))
+    return min(map(int, buffers), default=0), min(ahead, default=0), min(copies, default=0)
+
+
+def _innermost_loops(ir: str) -> Iterator[str]:
+    """The bodies of the loops that hold no other one."""
+    lines, start = re.sub(r" loc\(.*", "", ir).splitlines(), None
+    for number, line in enumerate(lines):
+        if " scf.for " in line or " scf.while " in line:
+            start = number
+        elif start is not None and "scf.yield" in line and _depth(line) == _depth(lines[start]) + 2:
+            yield "\n".join(lines[start + 1 : number])
+            start = None
+
+
+def _depth(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _widest(ptx: str, access: str) -> int:
+    """Bytes of the widest access to global memory that is no asynchronous copy, from PTX."""
+    found = re.findall(rf"\b{access}\.global(?:\.[a-z_:0-9]+?)*?(?:\.v(\d))?\.[bfsu](\d+)", ptx)
+    return max((int(lanes or 1) * int(bits) // 8 for lanes, bits in found), default=0)
 
 
 def _resources(compiled: triton.compiler.CompiledKernel, arch: int) -> tuple[int, int]:
@@ -163,21 +212,27 @@ def _run(*command: object) -> str:
     return done.stdout + done.stderr
 
 
-def _rows(dtype: torch.dtype, architectures: tuple[int, ...]) -> list[Row]:
-    return [measure(launch, dtype, arch) for launch in launches(dtype) for arch in architectures]
+def _rows(dtype: torch.dtype, everything: bool) -> list[Row]:
+    found = []
+    for launch in launches(dtype):
+        # What has no products compiles much the same everywhere, and a loss alone is part of one with its gradient.
+        widely = everything or ("DOT" in launch.arguments and launch.arguments.get("GRAD", True))
+        architectures = ARCHITECTURES if widely else (90,)
+        found += [measure(launch, dtype, arch) for arch in architectures]
+    return found
 
 
-def table(dtypes: tuple[torch.dtype, ...], architectures: tuple[int, ...] = ARCHITECTURES) -> list[Row]:
+def table(dtypes: tuple[torch.dtype, ...], everything: bool) -> list[Row]:
     """One row per kernel, type and architecture; launches that compile to the same row are listed once."""
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        parts = pool.map(_rows, dtypes, [architectures] * len(dtypes))
+        parts = pool.map(_rows, dtypes, [everything] * len(dtypes))
         return list(dict.fromkeys(row for part in parts for row in part))
 
 
 def main() -> None:
-    """Print the table as JSON; arguments are the types, all of them by default."""
-    dtypes = tuple(getattr(torch, name) for name in sys.argv[1:]) or DTYPES
-    print(json.dumps([row._asdict() for row in table(dtypes)]))
+    """Print the table as JSON: of the types that are named, what the tests judge; without any, all there is."""
+    dtypes = tuple(getattr(torch, name) for name in sys.argv[1:])
+    print(json.dumps([row._asdict() for row in table(dtypes or DTYPES, not dtypes)]))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from inputs import near, phi, unit_phi
 from torch.library import opcheck
 
 from reid_fast.kernels import cluster_nce as kernel
-from reid_fast.kernels import one_target, tiles
+from reid_fast.kernels import tiles
 from reid_fast.ops import _numerics, cluster_nce
 from reid_fast.ops.cluster_nce import _op, cluster_nce_ref
 
@@ -46,7 +46,7 @@ def test_any_number_of_turns_and_parts(split, device, monkeypatch):
     turn, parts = split
     arguments = positional(*problem(5, 400, 9, "plain"))
     expected, gradient = _op(*arguments)
-    monkeypatch.setattr(one_target, "WORKSPACE", turn * 5 * 64 * 4)
+    monkeypatch.setattr(tiles, "WORKSPACE", turn * 5 * 64 * 4)
     monkeypatch.setattr(tiles, "processors", lambda device: parts)
     loss, by_x = kernel.cluster_nce(*on(device, *arguments))
     torch.testing.assert_close(loss.cpu(), expected, atol=1e-5, rtol=1e-5)

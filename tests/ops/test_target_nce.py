@@ -40,11 +40,14 @@ def test_kernels_match_the_cpu_with_and_without_the_gradient(shape, kind, device
     check_kernels(target_nce, kernel.target_nce, positional(*problem(*shape, kind)), device)
 
 
-@pytest.mark.parametrize("parts", [1, 5, 2])
-def test_any_number_of_parts(parts, device, monkeypatch):
-    """The same numbers whatever the number of programs that share the columns; unsmoothed, those of the labels."""
-    arguments = positional(*problem(5, 400, 9, "plain"))
+@pytest.mark.parametrize("split", [(1, 1), (1, 5), (3, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize("kind", ["plain", "dense", "smooth spans"])
+def test_any_number_of_turns_and_parts(kind, split, device, monkeypatch):
+    """The same numbers whatever the number of programs that share the columns, and of turns through the workspace."""
+    turn, parts = split
+    arguments = positional(*problem(5, 400, 9, kind))
     expected, gradient = target_nce(*arguments)
+    monkeypatch.setattr(tiles, "WORKSPACE", turn * 5 * 64 * 4)
     monkeypatch.setattr(tiles, "processors", lambda device: parts)
     loss, by_x = kernel.target_nce(*on(device, *arguments))
     torch.testing.assert_close(loss.cpu(), expected, atol=1e-5, rtol=1e-5)
