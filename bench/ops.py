@@ -1,7 +1,7 @@
 """Benchmarks of the ops: reference, torch.compile of it and fused op side by side; `--static`: what the compiler says.
 
 python bench/ops.py [--only NAME] [--smoke]     correctness first, then seconds; rows go to bench/results/
-python bench/ops.py --static                    registers, spills, shared memory, occupancy, no GPU needed
+python bench/ops.py --static                    registers, spills, occupancy, pipelining, widths; no GPU needed
 """
 
 from __future__ import annotations
@@ -125,11 +125,14 @@ def compiled() -> list[Row]:
 
 def table(rows: list[Row]) -> Iterator[str]:
     """The lines of a table of `compiled`."""
-    yield f"{'kernel':58} {'type':9} arch  regs spill  shared warps blocks/SM"
+    yield (
+        f"{'kernel':58} {'type':9} arch  regs spill  shared warps blocks/SM products buffers ahead   copy load store bytes"
+    )
     for row in rows:
         yield (
             f"{row['kernel']:58} {row['dtype']:9} {row['arch']:4} {row['registers']:5} {row['spilled_bytes']:5} "
-            f"{row['shared_bytes']:7} {row['warps']:5} {row['blocks_per_sm']:9}"
+            f"{row['shared_bytes']:7} {row['warps']:5} {row['blocks_per_sm']:9} {row['products']:8} {row['buffers']:7} "
+            f"{row['ahead']:5} {row['copy_bytes']:6} {row['load_bytes']:4} {row['store_bytes']:5}"
         )
 
 
