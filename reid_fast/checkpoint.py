@@ -62,7 +62,7 @@ class CheckpointWriter:
 
     def __exit__(self, error: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         self._thread.shutdown()  # also on an error: what is being written is written whole
-        if error is None:
+        if error is None:  # else the run has ended for that one's reason
             self.wait()
 
 

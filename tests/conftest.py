@@ -83,12 +83,14 @@ def copied(people, tmp_path):
     return tmp_path / "data"
 
 
-@pytest.fixture
-def tiny_arch(monkeypatch):
+@pytest.fixture(scope="module")
+def tiny_arch():
     """--arch tiny: one block of eight channels a stage."""
     from reid_fast.models.resnet import ARCHS, Arch, BasicBlock
 
-    monkeypatch.setitem(ARCHS, "tiny", Arch(BasicBlock, (1, 1, 1, 1), width=8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHS, "tiny", Arch(BasicBlock, (1, 1, 1, 1), width=8))
+        yield
 
 
 @pytest.fixture(params=["medium", "high", "allow_tf32", "tf32", "bf16"])

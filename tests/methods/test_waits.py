@@ -19,8 +19,8 @@ STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def flags(people, market_folder, tmp_path_factory):
-    """The settings of a small run of a system on a device."""
+def flags(people, market_folder, tmp_path_factory, tiny_arch):
+    """The settings of the smallest run of a system on a device."""
 
     def settings(system, device):
         name, _, source = system.partition(" with ")
@@ -28,8 +28,8 @@ def flags(people, market_folder, tmp_path_factory):
         if source:
             more |= {"source": "market1501", "source_dir": market_folder}
         more |= {"data_dir": people, "logs_dir": tmp_path_factory.mktemp("run"), "device": device}
-        small = TINY | {"iters": STEPS, "epochs": 1, "workers": 1}
-        return parse(argv(**small | more, method=name.replace("_", "-")))[0]
+        tiny = TINY | {"arch": "tiny", "iters": STEPS, "epochs": 1, "workers": 1}
+        return parse(argv(**tiny | more, method=name.replace("_", "-")))[0]
 
     return settings
 
