@@ -34,11 +34,12 @@ def objects(sources: list[Path], folder: Path, flags: list[str], csrc: Path = CS
 def program(out: Path, parts: list[Path], flags: list[str]) -> Path:
     """Link `parts`, and with them the scheduler of the stand-in for CUDA, first of all: what inline functions it
     shares with the rest must be its own, without instrumentation."""
-    scheduler = objects([RUNTIME], out.parent, ["-O2", "-fPIC"])
-    subprocess.run(["g++", *flags, "-pthread", *scheduler, *parts, "-o", out], check=True)
+    scheduler = out.parent / "scheduler"
+    first = sorted(scheduler.glob("*.o")) or objects([RUNTIME], scheduler, ["-O2", "-fPIC"])
+    subprocess.run(["g++", *flags, "-pthread", *first, *parts, "-o", out], check=True)
     return out
 
 
-def run(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a program, to be looked at."""
-    return subprocess.run([out, *arguments], capture_output=True, text=True, timeout=300)
+def run(out: Path, *arguments: str, seconds: int = 300) -> subprocess.CompletedProcess[str]:
+    """Run a program, to be looked at; `TimeoutExpired` after so many seconds."""
+    return subprocess.run([out, *arguments], capture_output=True, text=True, timeout=seconds)

@@ -84,6 +84,25 @@ def test_device_and_host_agree_in_every_bit_where_all_cosines_are_one():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not _C.cuda, reason="_C was built without CUDA")
+def test_graphs_cross_between_streams_and_lie_on_the_features_device():
+    cupy = pytest.importorskip("cupy")
+    rows = torch.from_numpy(planted(3000, 64))
+    neighbours = reid_fast.knn(rows, 20)
+    expected = reid_fast.dbscan(cupy_graph.on_host(reid_fast.jaccard_graph(rows.cuda(), 20, neighbours=neighbours)))
+    for device in range(torch.cuda.device_count()):
+        with (
+            torch.cuda.stream(torch.cuda.Stream(device)),
+            cupy.cuda.Device(device),
+            cupy.cuda.Stream(non_blocking=True),
+        ):
+            graph = reid_fast.jaccard_graph(rows.to(f"cuda:{device}"), 20, neighbours=neighbours)
+            assert graph.data.device.id == device
+            scaled = graph * 1.0  # by CuPy, on its stream
+            assert (reid_fast.dbscan(scaled) == expected).all()
+
+
+@pytest.mark.gpu
 def test_a_build_without_cuda_clusters_on_the_cpu_and_says_so_once(monkeypatch):
     monkeypatch.setattr(_C, "cuda", False)
     cupy_graph.say_that_the_cpu_clusters.cache_clear()

@@ -43,7 +43,7 @@ namespace emulated {
 
 constexpr int kWarp = 32;
 
-// The sequence of everything that follows.
+// The sequence of everything that follows: odd ones are fair, under even ones some warps run far ahead of others.
 void seed(uint64_t value);
 
 void run(dim3 grid, dim3 block, const std::function<void()>& thread);
