@@ -5,6 +5,7 @@ from reid_fast.ops.camera_nce import camera_nce, camera_weights
 from reid_fast.ops.cluster_attention import cluster_attention, received_attention
 from reid_fast.ops.cluster_nce import cluster_nce
 from reid_fast.ops.cluster_step import cluster_step
+from reid_fast.ops.grouped_bn import grouped_bn
 from reid_fast.ops.hybrid_nce import ClassMeans, class_means, hybrid_nce, hybrid_update
 from reid_fast.ops.memory_update import memory_update
 from reid_fast.ops.soft_nce import hard_nce, soft_nce
@@ -18,6 +19,7 @@ __all__ = [
     "cluster_attention",
     "cluster_nce",
     "cluster_step",
+    "grouped_bn",
     "hard_nce",
     "hybrid_nce",
     "hybrid_update",

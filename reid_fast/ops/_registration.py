@@ -17,15 +17,18 @@ from torch.library import CustomOpDef, custom_op
 from reid_fast.ops._numerics import full_precision
 
 
-def register(module: str, schema: str, cpu: Callable[..., Any], fake: Callable[..., Any]) -> CustomOpDef:
+def register(
+    module: str, schema: str, cpu: Callable[..., Any], fake: Callable[..., Any], *, strided: bool = False
+) -> CustomOpDef:
     """The op `reid_fast::name`.
 
     Args:
         module: `__name__` of the op's own; its launcher lies in `reid_fast.kernels`, in the module of the same name.
-        schema: "name(Tensor x, ...) -> ...", without defaults; Tensor(a!) is changed in place, and refused unless it is
-            contiguous.
+        schema: "name(Tensor x, ...) -> ...", without defaults; Tensor(a!) and Tensor(a!)[] are changed in place, and
+            refused unless they are contiguous.
         cpu: the implementation; the caller's autocast does not reach into it.
         fake: the shapes and types of the results, from the same arguments.
+        strided: whether the launcher takes tensors as they lie; elsewhere they are made contiguous for it.
     """
     start = schema.index("(")
     name, signature = schema[:start], schema[start:]
@@ -39,7 +42,7 @@ def register(module: str, schema: str, cpu: Callable[..., Any], fake: Callable[.
         device_types="cpu",
         schema=signature,
     )
-    op.register_kernel("cuda")(_in_place(launcher(module.rpartition(".")[2], name), changed))
+    op.register_kernel("cuda")(_in_place(launcher(module.rpartition(".")[2], name, strided), changed))
     op.register_fake(fake)
     return op
 
@@ -49,18 +52,19 @@ def _in_place(function: Callable[..., Any], changed: dict[int, str]) -> Callable
 
     def run(*arguments: Any) -> Any:
         for place, name in changed.items():
-            if not arguments[place].is_contiguous():
+            given = arguments[place]
+            if not all(tensor.is_contiguous() for tensor in ([given] if isinstance(given, Tensor) else given)):
                 raise ValueError(f"{name} must be contiguous: it is updated in place")
         return function(*arguments)
 
     return run
 
 
-def launcher(file: str, name: str) -> Callable[..., Any]:
+def launcher(file: str, name: str, strided: bool = False) -> Callable[..., Any]:
     """The function `name` of a file of kernels, imported at the first call.
 
-    Kernels know no strides: all tensors are contiguous here. And Triton launches on the current device, which need not
-    be the first tensor's: here it is.
+    Most kernels know no strides: their tensors are contiguous here. And Triton launches on the current device, which
+    need not be the first tensor's: here it is.
     """
 
     def launch(*arguments: Any) -> Any:
@@ -71,7 +75,9 @@ def launcher(file: str, name: str) -> Callable[..., Any]:
                 f"{name} has no CUDA implementation without Triton: run `pip install 'triton>=3.2'`"
             ) from error
         with torch.cuda.device(arguments[0].device):
-            return getattr(module, name)(*(a.contiguous() if isinstance(a, Tensor) else a for a in arguments))
+            if not strided:
+                arguments = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in arguments)
+            return getattr(module, name)(*arguments)
 
     return launch
 

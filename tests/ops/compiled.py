@@ -75,6 +75,8 @@ def launches(dtype: torch.dtype) -> Iterator[Launch]:
     numbers = ([0.1, 0.2, 0.3],) * 3
     attention = (new(8, N, 256), new(8, N, 256), flat(), index(700))
     hybrid = (x[:64], flat(C, D), index(C), index(N), labels[:64])
+    maps, norms = new(B, 256, 64, 32).to(memory_format=torch.channels_last), ([flat(256)],) * 4
+    moments = (flat(4, 256), flat(4, 256), 64, 1e-5, True)
     calls: list[tuple[str, str, tuple]] = [
         ("cluster_nce", "cluster_nce", (x, memory, labels, 0.05, True, None, None, True)),
         ("cluster_nce", "cluster_nce", (x, memory, labels, 0.05, True, None, None, False)),
@@ -89,6 +91,10 @@ def launches(dtype: torch.dtype) -> Iterator[Launch]:
         ("camera_nce", "camera_nce", (x[:32], memory, index(C), labels[:32], 0.07, 50, None, True, True)),
         ("augment", "augment", (*store, None, False, *numbers, dtype)),
         ("augment", "augment", (*store, flat(B), True, *numbers, dtype)),
+        ("grouped_bn", "grouped_bn", (maps, None, *norms, 64, 0.1, 1e-5, True)),
+        ("grouped_bn", "grouped_bn", (maps, maps, *norms, 64, 0.1, 1e-5, True)),
+        ("grouped_bn", "grouped_bn_backward", (maps, maps, None, *norms[:2], *moments)),
+        ("grouped_bn", "grouped_bn_backward", (maps, maps, maps, *norms[:2], *moments)),
         ("cluster_attention", "received_attention", attention),
         ("cluster_attention", "received_attention_backward", (flat(N), *attention, flat(8, N))),
     ]
@@ -145,7 +151,7 @@ def measure(launch: Launch, dtype: torch.dtype, arch: int) -> Row:
     switches = [
         f"{key}={value}"
         for key, value in launch.arguments.items()
-        if key in ("MODE", "KEYS", "DENSE", "HYBRID", "HAS_SPANS", "HAS_BLUR", "GRAD") and value
+        if key in ("MODE", "KEYS", "DENSE", "HYBRID", "HAS_SPANS", "HAS_BLUR", "GRAD", "RESIDUAL") and value
     ]
     products = compiled.asm["ttir"].count("tt.dot ")
     pipeline = _pipeline(compiled.asm["ttgir"]) if products else (0, 0, 0)
