@@ -21,7 +21,7 @@ BELOW = {  # what each room may import, beside itself and the leaves
     "methods": {"memories", "labels", "models", "data", "clustering", "ops"},
     "memories": {"ops"},
     "labels": {"models", "data", "clustering"},
-    "models": set(),
+    "models": {"ops"},
     "data": {"ops"},
     "clustering": {"_C"},
     "ops": {"kernels"},

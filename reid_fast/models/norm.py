@@ -7,11 +7,14 @@ slices of the batch, and the running averages that are kept are those of the fir
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from reid_fast.ops.grouped_bn import add_relu, grouped_bn
 
 
 class _GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -19,22 +22,38 @@ class _GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     group: int = 0
     num_batches_tracked: Tensor
+    running_mean: Tensor
+    running_var: Tensor
     momentum: float
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, ...], any memory format; the last group is shorter when `group` does not divide B."""
-        self._check_input_dim(x)
-        if not self.training:
-            return self._normalise(x, self.running_mean, self.running_var)
-        self.num_batches_tracked.add_(1)
-        if not 0 < self.group < len(x):
-            return self._normalise(x, self.running_mean, self.running_var)
-        first, *others = x.split(self.group)
-        kept = self._normalise(first, self.running_mean, self.running_var)
-        return torch.cat([kept, *(self._normalise(part, None, None) for part in others)])
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """BatchNorm of x, + residual, behind a ReLU if `relu`.
 
-    def _normalise(self, x: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
-        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)
+        x, residual: [B, C, ...], any memory format; the last group is shorter when `group` does not divide B.
+        """
+        self._check_input_dim(x)
+        if self.training:
+            return _train([self], x, residual, relu)
+        y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return add_relu(y, residual, relu)
+
+
+def _train(domains: Sequence[_GroupedBatchNorm], x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """BatchNorm in training of a batch whose equal parts belong to the norms, in turn."""
+    for norm in domains:
+        norm.num_batches_tracked.add_(1)
+    return grouped_bn(
+        x,
+        [norm.weight for norm in domains],
+        [norm.bias for norm in domains],
+        [norm.running_mean for norm in domains],
+        [norm.running_var for norm in domains],
+        domains[0].group,
+        domains[0].momentum,
+        domains[0].eps,
+        residual=residual,
+        relu=relu,
+    )
 
 
 class GroupedBatchNorm1d(_GroupedBatchNorm, nn.BatchNorm1d):
@@ -54,10 +73,12 @@ class IBN(nn.Module):
         self.IN = nn.InstanceNorm2d(first, affine=True)
         self.BN = GroupedBatchNorm2d(channels - first)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, H, W]."""
-        instance, batch = x.split([self.IN.num_features, self.BN.num_features], dim=1)
-        return torch.cat([self.IN(instance.contiguous()), self.BN(batch.contiguous())], dim=1)
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        """x: [B, C, H, W]; with `relu` behind a ReLU."""
+        first = self.IN.num_features
+        instance, batch = x.split([first, x.shape[1] - first], dim=1)
+        normed = torch.cat([self.IN(instance.contiguous()), self.BN(batch.contiguous())], dim=1)
+        return add_relu(normed, None, relu)
 
 
 def set_bn_group(module: nn.Module, group: int) -> None:
@@ -80,12 +101,11 @@ class DomainBatchNorm(nn.Module):
         super().__init__()
         self.source, self.target = norm, deepcopy(norm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [2B, C, ...] in training, [B, C, ...] of the target in evaluation."""
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """x: [2B, C, ...] in training, [B, C, ...] of the target in evaluation; the rest as in a grouped BatchNorm."""
         if not self.training:
-            return self.target(x)
-        source, target = x.chunk(2)
-        return torch.cat([self.source(source), self.target(target)])
+            return self.target(x, residual, relu)
+        return _train([self.source, self.target], x, residual, relu)
 
 
 def split_domains(module: nn.Module) -> None:

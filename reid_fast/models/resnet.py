@@ -24,13 +24,11 @@ class BasicBlock(nn.Module):
         self.bn1 = IBN(width) if ibn else GroupedBatchNorm2d(width)
         self.conv2 = _conv(width, width, 3)
         self.bn2 = GroupedBatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
         self.downsample = _projection(c_in, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y = self.bn1(self.conv1(x), relu=True)
+        return self.bn2(self.conv2(y), _shortcut(self.downsample, x), relu=True)
 
 
 class Bottleneck(nn.Module):
@@ -46,20 +44,22 @@ class Bottleneck(nn.Module):
         self.bn2 = GroupedBatchNorm2d(width)
         self.conv3 = _conv(width, 4 * width, 1)
         self.bn3 = GroupedBatchNorm2d(4 * width)
-        self.relu = nn.ReLU(inplace=True)
         self.downsample = _projection(c_in, 4 * width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y = self.bn1(self.conv1(x), relu=True)
+        y = self.bn2(self.conv2(y), relu=True)
+        return self.bn3(self.conv3(y), _shortcut(self.downsample, x), relu=True)
 
 
 def _projection(c_in: int, c_out: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and c_in == c_out:
         return None
     return nn.Sequential(_conv(c_in, c_out, 1, stride), GroupedBatchNorm2d(c_out))
+
+
+def _shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
+    return x if downsample is None else downsample(x)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class ResNet(nn.Module):
         self.c_out = arch.width
         self.conv1 = nn.Conv2d(3, arch.width, 7, stride=2, padding=3, bias=False)
         self.bn1 = GroupedBatchNorm2d(arch.width)
-        self.relu = nn.ReLU(inplace=True) if stem_relu else nn.Identity()
+        self.stem_relu = stem_relu
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         # Stride 1 in the last stage keeps a 16×8 map for 256×128 images; IBN-a leaves that stage plain.
         self.layer1 = self._stage(arch, 0, stride=1, ibn=arch.ibn)
@@ -117,7 +117,7 @@ class ResNet(nn.Module):
         return nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(self.bn1(self.conv1(x), relu=self.stem_relu))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 

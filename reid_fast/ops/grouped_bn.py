@@ -38,9 +38,10 @@ def grouped_bn_ref(
     relu: bool = False,
 ) -> Tensor:
     """`grouped_bn` in plain PyTorch, differentiable: the definition, and what runs on the CPU."""
-    norms = zip(*map(_listed, (weight, bias, running_mean, running_var)), strict=True)
+    norms = list(zip(*map(_listed, (weight, bias, running_mean, running_var)), strict=True))
     parts = []
-    for images, (w, b, mean, var) in zip(x.chunk(len(_listed(weight))), norms, strict=True):
+    # One chunk would be a view, whose gradient is copied.
+    for images, (w, b, mean, var) in zip(x.chunk(len(norms)) if len(norms) > 1 else (x,), norms, strict=True):
         first, *others = _groups(images, group)
         parts.append(F.batch_norm(first, mean, var, w, b, True, momentum, eps))
         parts += [F.batch_norm(part, None, None, w, b, True, momentum, eps) for part in others]
@@ -95,7 +96,7 @@ def grouped_bn(
     """
     norms = Norms(_listed(weight), _listed(bias), _listed(running_mean), _listed(running_var))
     _check(x, norms, group, residual)
-    if not x.is_cuda or not x.numel():
+    if x.device.type == "cpu" or not x.numel():
         return grouped_bn_ref(x, *norms, group, momentum, eps, residual=residual, relu=relu)
     return fused(x, norms, group, momentum, eps, residual, relu)
 
@@ -126,8 +127,8 @@ class _GroupedBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, by_y: Tensor) -> tuple[Tensor | None, ...]:
         x, y, mean, var, *affine = ctx.saved_tensors
         weight, bias = _two(affine)
-        by_x, by_residual, *by_norm = _backward(by_y, x, y, weight, bias, mean, var, *ctx.options)
-        by_affine = [row.to(tensor.dtype) for row, tensor in zip(torch.cat(by_norm), affine, strict=True)]
+        by_x, by_residual, by_weight, by_bias = _backward(by_y, x, y, weight, bias, mean, var, *ctx.options)
+        by_affine = [by.to(tensor.dtype) for by, tensor in zip((*by_weight, *by_bias), affine, strict=True)]
         return by_x, by_y if ctx.passes_on else by_residual if y is not None else None, None, *by_affine
 
 

@@ -4,8 +4,13 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from reid_fast.models import norm
 from reid_fast.models.encoder import Encoder, GeM
+from reid_fast.models.resnet import BasicBlock
+from reid_fast.ops.grouped_bn import grouped_bn_ref
 
 
 @pytest.mark.parametrize("p", [1.0, 3.0, 4.7])
@@ -82,3 +87,57 @@ def test_the_neck_bias_is_frozen_at_zero_and_all_else_trains(tiny):
     tiny(torch.randn(4, 3, 32, 16)).sum().backward()
     assert tiny.neck.bias.grad is None
     assert all(p.grad is not None for name, p in tiny.named_parameters() if name != "neck.bias")
+
+
+class Traffic(TorchDispatchMode):
+    """Counts operations that are not views, and the bytes of their arguments and results, each once."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = {id(t): t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)}
+            self.operations += 1
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        return out
+
+
+def traffic_of_a_step():
+    """Of ResNet-50's features and gradients as on CUDA under autocast, from shapes alone; casts of weights left out."""
+    with torch.device("meta"):
+        encoder = Encoder("resnet50", bn_group=64)
+        images = torch.empty(256, 3, 256, 128, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    encoder.to(memory_format=torch.channels_last)
+    for layer in encoder.backbone.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.bfloat16()
+    with Traffic() as traffic:
+        encoder.neck(encoder.pool(encoder.backbone(images))).sum().backward()
+    return traffic
+
+
+def test_a_step_off_the_cpu_copies_no_groups(monkeypatch):
+    """At the published batch: one operation for each norm both ways, instead of one a group and copies between."""
+    fused = traffic_of_a_step()
+    monkeypatch.setattr(norm, "grouped_bn", grouped_bn_ref)
+    split = traffic_of_a_step()
+    assert split.operations > 1300
+    assert fused.operations < 310
+    assert split.bytes > 86e9
+    assert fused.bytes < 57e9
+
+
+def test_a_block_compiles_whole():
+    torch.manual_seed(0)
+    block, images = BasicBlock(3, 4, 2, ibn=False), torch.randn(4, 3, 8, 6)
+    norm.set_bn_group(block, 2)
+    results = []
+    for module in (copy.deepcopy(block), torch.compile(block, fullgraph=True, backend="aot_eager")):
+        y = module(images)
+        y.square().sum().backward()
+        results.append([y.detach(), *(parameter.grad for parameter in module.parameters()), *module.buffers()])
+    for actual, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)

@@ -127,6 +127,45 @@ def test_batchnorm_by_domain_is_one_of_each_half(group):
     assert torch.equal(layer.eval()(x), literal[1].eval()(x))
 
 
+def test_ibn_by_domain_is_ibn_of_each_half():
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(IBN(6))
+    halves = [copy.deepcopy(layer[0]) for _ in range(2)]
+    split_domains(layer)
+    x = torch.randn(8, 6, 3, 2)
+    expected = torch.cat([half(part) for half, part in zip(halves, x.chunk(2), strict=True)])
+    torch.testing.assert_close(layer(x), expected)
+
+
+TAILS = [(False, False), (True, False), (False, True), (True, True)]  # with a residual, with a ReLU
+
+
+@pytest.mark.parametrize(("with_residual", "relu"), TAILS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("domains", [False, True])
+def test_residual_and_relu_follow_the_norm(domains, training, with_residual, relu):
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(GroupedBatchNorm2d(3))
+    set_bn_group(layer, 2)
+    if domains:
+        split_domains(layer)
+    layer.train(training)
+    x = torch.randn(8, 3, 4, 2)
+    residual = torch.randn_like(x) if with_residual else None
+    expected = copy.deepcopy(layer)[0](x)
+    expected = expected + residual if with_residual else expected
+    expected = expected.relu() if relu else expected
+    assert torch.equal(layer[0](x, residual, relu), expected)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_relu_follows_both_halves_of_ibn(relu):
+    torch.manual_seed(0)
+    layer, x = IBN(6), torch.randn(4, 6, 3, 2)
+    expected = copy.deepcopy(layer)(x)
+    assert torch.equal(layer(x, relu=relu), expected.relu() if relu else expected)
+
+
 def test_the_target_state_is_a_plain_encoder():
     torch.manual_seed(0)
     encoder, plain = Encoder("resnet18_half", "gem"), Encoder("resnet18_half", "gem")
