@@ -20,7 +20,7 @@ BP = tl.constexpr(16)  # parts whose sums are read at once
 
 
 @triton.jit
-def part_rows(
+def partrows_of(
     group,  # its number
     part,  # its number
     images,
@@ -48,9 +48,12 @@ def place(
 
 
 @triton.jit
-def relu(z):
-    """Not a number stays one, as in PyTorch."""
-    return tl.where(z <= 0, 0.0, z)
+def cleared(
+    value,  # [BR, BC]
+    z,  # [BR, BC] what a ReLU is given, or what it gave
+):
+    """`value`, and 0 where the ReLU's result is 0; not a number is none of its zeros, as in PyTorch."""
+    return tl.where(z <= 0, 0.0, value)
 
 
 @triton.jit(do_not_specialize=["images", "pixels", "size", "step"])
@@ -69,7 +72,7 @@ def statistics_kernel(
     """Welford's recursion in every row of the tile: right for values far from 0 that differ by little."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     group, part = tl.program_id(1), tl.program_id(2)
-    first, stop = part_rows(group, part, images, pixels, size, step)
+    first, stop = partrows_of(group, part, images, pixels, size, step)
     mean, square = tl.zeros([BR, BC], tl.float32), tl.zeros([BR, BC], tl.float32)
     seen = 0.0
     for row in range(first, stop, BR):
@@ -147,7 +150,7 @@ def apply_kernel(
     """The first part of a group keeps its statistics; that of the first group moves the running ones too."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     group, part, parts = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
-    start, end = part_rows(group, 0, images, pixels, size, size * pixels)
+    start, end = partrows_of(group, 0, images, pixels, size, size * pixels)
     mean, var = combine(means_ptr, squares_ptr, group, parts, c, C, end - start, step, BC)
     if part == 0:
         tl.store(mean_ptr + group * C + c, mean, mask=c < C)
@@ -162,7 +165,7 @@ def apply_kernel(
             tl.store(running_var_ptr + c, new.to(running_var_ptr.dtype.element_ty), mask=c < C)
     scale = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32) / tl.sqrt(var + eps)
     bias = tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-    first, stop = part_rows(group, part, images, pixels, size, step)
+    first, stop = partrows_of(group, part, images, pixels, size, step)
     for row in range(first, stop, BR):
         at, inside = place(row, stop, c, C, BR)
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -170,7 +173,7 @@ def apply_kernel(
         if RESIDUAL:
             y += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
         if RELU:
-            y = relu(y)
+            y = cleared(y, y)
         tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -192,7 +195,7 @@ def centred(
     by = tl.load(by_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if MASK:
         z = tl.fma(away, tl.broadcast_to(scale[None, :], [BR, BC]), bias[None, :])
-        by = tl.where(z <= 0, 0.0, by)
+        by = cleared(by, z)
     return away, by
 
 
@@ -226,14 +229,14 @@ def sums_kernel(
     var = tl.load(var_ptr + group * C + c, mask=c < C, other=0.0)
     scale = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32) / tl.sqrt(var + eps)
     bias = tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-    first, stop = part_rows(group, part, images, pixels, size, step)
+    first, stop = partrows_of(group, part, images, pixels, size, step)
     total, product = tl.zeros([BR, BC], tl.float32), tl.zeros([BR, BC], tl.float32)
     for row in range(first, stop, BR):
         at, inside = place(row, stop, c, C, BR)
         away, by = centred(x_ptr, by_y_ptr, at, inside, mean, scale, bias, RELU and not RESIDUAL, BR, BC)
         if RESIDUAL:
             y = tl.load(y_ptr + at, mask=inside, other=0.0)
-            by = tl.where(y <= 0, 0.0, by)
+            by = cleared(by, y)
             tl.store(by_residual_ptr + at, by.to(by_residual_ptr.dtype.element_ty), mask=inside)
         total += by
         product += by * away
@@ -287,14 +290,14 @@ def gradient_kernel(
     """The very first part adds up the groups for weight and bias."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     group, part, parts = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
-    start, end = part_rows(group, 0, images, pixels, size, size * pixels)
+    start, end = partrows_of(group, 0, images, pixels, size, size * pixels)
     mean = tl.load(mean_ptr + group * C + c, mask=c < C, other=0.0)
     rstd = 1.0 / tl.sqrt(tl.load(var_ptr + group * C + c, mask=c < C, other=1.0) + eps)
     scale = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32) * rstd
     bias = tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)
     level = sum_parts(sums_ptr, group, parts, c, C, BC) / (end - start)
     slope = sum_parts(products_ptr, group, parts, c, C, BC) / (end - start) * rstd * rstd
-    first, stop = part_rows(group, part, images, pixels, size, step)
+    first, stop = partrows_of(group, part, images, pixels, size, step)
     for row in range(first, stop, BR):
         at, inside = place(row, stop, c, C, BR)
         away, by = centred(x_ptr, by_ptr, at, inside, mean, scale, bias, MASK, BR, BC)
@@ -310,14 +313,20 @@ def gradient_kernel(
         tl.store(by_bias_ptr + c, by_bias, mask=c < C)
 
 
-def _rows(x: torch.Tensor) -> torch.Tensor:
+def rows_of(x: torch.Tensor) -> torch.Tensor:
     """[B, C, ...] as contiguous [B, pixels, C]: no copy of channels_last."""
-    return x.movedim(1, -1).contiguous().view(len(x), -1, x.shape[1])
+    return x.movedim(1, -1).contiguous().unsqueeze(1).flatten(1, -2)
 
 
-def _shaped(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def shaped(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The inverse: [B, pixels, C] as [B, C, ...]."""
     return rows.view(like.movedim(1, -1).shape).movedim(-1, 1)
+
+
+def block(C: int) -> dict[str, int]:
+    """The tile of a program: whole vectors of channels, and as many rows as it holds."""
+    BC = min(64, max(16, triton.next_power_of_2(C)))
+    return {"BR": TILE // BC, "BC": BC, "num_warps": 8}
 
 
 def _plan(rows: torch.Tensor, domains: int, group: int) -> tuple[dict, tuple[int, int, int]]:
@@ -326,13 +335,13 @@ def _plan(rows: torch.Tensor, domains: int, group: int) -> tuple[dict, tuple[int
         raise TypeError(f"the input must be float32, float16 or bfloat16 on CUDA, not {rows.dtype}")
     images, pixels, C = len(rows) // domains, *rows.shape[1:]
     size = group if 0 < group < images else images
-    BC = min(64, max(16, triton.next_power_of_2(C)))
-    BR = TILE // BC
-    columns, groups, held = triton.cdiv(C, BC), triton.cdiv(images, size), triton.cdiv(size * pixels, BR)
+    tile = block(C)
+    columns, groups = triton.cdiv(C, tile["BC"]), triton.cdiv(images, size)
+    held = triton.cdiv(size * pixels, tile["BR"])
     parts = max(1, min(held, MOST_PARTS, 4 * tiles.processors(rows.device) // (columns * groups)))
-    step = triton.cdiv(held, parts) * BR
-    sizes = {"C": C, "images": images, "pixels": pixels, "size": size, "step": step, "BR": BR, "BC": BC, "num_warps": 8}
-    return sizes, (columns, groups, triton.cdiv(size * pixels, step))
+    step = triton.cdiv(held, parts) * tile["BR"]
+    sizes = {"C": C, "images": images, "pixels": pixels, "size": size, "step": step}
+    return sizes | tile, (columns, groups, triton.cdiv(size * pixels, step))
 
 
 def _halves(count: int, *arrays: torch.Tensor | None) -> list[tuple[torch.Tensor | None, ...]]:
@@ -353,12 +362,12 @@ def grouped_bn(
     relu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(y, means [groups, C], biased variances [groups, C]); running statistics change. Two launches a domain."""
-    rows = _rows(x)
+    rows = rows_of(x)
     sizes, grid = _plan(rows, len(weight), group)
     _, groups, parts = grid
     y = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     mean, var = (tiles.empty(rows, len(weight) * groups, sizes["C"]) for _ in range(2))
-    arrays = _halves(len(weight), rows, None if residual is None else _rows(residual), y, mean, var)
+    arrays = _halves(len(weight), rows, None if residual is None else rows_of(residual), y, mean, var)
     for i, (x_ptr, residual_ptr, y_ptr, mean_ptr, var_ptr) in enumerate(arrays):
         partial = {name: tiles.empty(rows, groups, parts, sizes["C"]) for name in ("means_ptr", "squares_ptr")}
         statistics_kernel[grid](x_ptr=x_ptr, **partial, **sizes)
@@ -379,7 +388,7 @@ def grouped_bn(
             **partial,
             **sizes,
         )
-    return _shaped(y, x), mean, var
+    return shaped(y, x), mean, var
 
 
 def grouped_bn_backward(
@@ -395,7 +404,7 @@ def grouped_bn_backward(
     relu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of x, the residual, weights and biases [domains, C]. Two launches a domain."""
-    rows = _rows(x)
+    rows = rows_of(x)
     sizes, grid = _plan(rows, len(weight), group)
     _, groups, parts = grid
     by_x = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
@@ -403,7 +412,7 @@ def grouped_bn_backward(
     by_weight, by_bias = (tiles.empty(rows, len(weight), sizes["C"]) for _ in range(2))
     arrays = _halves(
         len(weight),
-        *(_rows(by_y), rows, None if y is None else _rows(y), mean, var),
+        *(rows_of(by_y), rows, None if y is None else rows_of(y), mean, var),
         *(by_residual, by_x, by_weight, by_bias),
     )
     for i, (by_y_ptr, x_ptr, y_ptr, mean_ptr, var_ptr, by_residual_ptr, by_x_ptr, *by_norm) in enumerate(arrays):
@@ -422,8 +431,8 @@ def grouped_bn_backward(
             **shared,
         )
     return (
-        _shaped(by_x, x),
-        by_x.new_empty(0) if by_residual is None else _shaped(by_residual, x),
+        shaped(by_x, x),
+        by_x.new_empty(0) if by_residual is None else shaped(by_residual, x),
         by_weight,
         by_bias,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from reid_fast.data.images import ImageFiles
 from reid_fast.errors import UserError
 from reid_fast.models.encoder import Encoder
+from reid_fast.models.fold import folded
 
 
 @torch.no_grad()
@@ -20,15 +22,17 @@ def extract(
     *,
     batch_size: int = 256,
     amp: torch.dtype | None = None,
+    fold: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """Encode every image of a list of files in eval mode.
 
     Args:
-        encoder: its training mode is restored afterwards.
+        encoder: a copy of it computes; it stays as it is.
         files: N images.
         batch_size: images at once; of an `ImageStream`, at most its own.
         amp: the autocast type; None computes in float32.
+        fold: compute with BatchNorm within the convolutions, as `folded` does; the features differ in the last bits.
         progress: called with (images done, images in all).
 
     Returns:
@@ -37,17 +41,15 @@ def extract(
     Raises:
         UserError: a feature is not finite; the image is named.
     """
-    training = encoder.training
-    encoder.eval()
+    network = folded(encoder) if fold else deepcopy(encoder).eval()
     device = next(encoder.parameters()).device
     features = torch.empty(len(files.paths), encoder.width, device=device)
     done = 0
     for images in files.plain(np.arange(len(files.paths)), batch_size):
         with torch.autocast(device.type, amp, enabled=amp is not None):
-            features[done : done + len(images)] = encoder(images)
+            features[done : done + len(images)] = network(images)
         done += len(images)
         progress(done, len(features))
-    encoder.train(training)
     broken = (~features.isfinite().all(1)).nonzero()
     if len(broken):
         raise UserError(

@@ -71,7 +71,7 @@ class IBN(nn.Module):
         super().__init__()
         first = channels // 2
         self.IN = nn.InstanceNorm2d(first, affine=True)
-        self.BN = GroupedBatchNorm2d(channels - first)
+        self.BN: nn.Module = GroupedBatchNorm2d(channels - first)
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         """x: [B, C, H, W]; with `relu` behind a ReLU."""

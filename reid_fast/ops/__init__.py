@@ -1,6 +1,7 @@
 """One op a file: the reference in plain PyTorch, the registration, the docstring."""
 
 from reid_fast.ops.augment import augment
+from reid_fast.ops.bias_relu import bias_relu
 from reid_fast.ops.camera_nce import camera_nce, camera_weights
 from reid_fast.ops.cluster_attention import cluster_attention, received_attention
 from reid_fast.ops.cluster_nce import cluster_nce
@@ -13,6 +14,7 @@ from reid_fast.ops.soft_nce import hard_nce, soft_nce
 __all__ = [
     "ClassMeans",
     "augment",
+    "bias_relu",
     "camera_nce",
     "camera_weights",
     "class_means",

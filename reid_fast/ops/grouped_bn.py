@@ -173,7 +173,7 @@ def _cpu(
     """The op on the CPU: y, and the mean and biased variance of each group, [groups, C]."""
     y = grouped_bn_ref(x, weight, bias, running_mean, running_var, group, momentum, eps, residual=residual, relu=relu)
     moments = [torch.var_mean(part, (0, 1), correction=0) for part in _parts(x, len(weight), group)]
-    return _channels_last(y), torch.stack([mean for _, mean in moments]), torch.stack([var for var, _ in moments])
+    return channels_last(y), torch.stack([mean for _, mean in moments]), torch.stack([var for var, _ in moments])
 
 
 def _backward_cpu(
@@ -207,7 +207,7 @@ def _backward_cpu(
         by_weight[domain] += product
         by_bias[domain] += total
     back = torch.cat(by_x).to(x.dtype).view(x.movedim(1, -1).shape).movedim(-1, 1)
-    return back, x.new_empty(0) if by_residual is None else _channels_last(by_residual), by_weight, by_bias
+    return back, x.new_empty(0) if by_residual is None else channels_last(by_residual), by_weight, by_bias
 
 
 def _parts(x: Tensor, domains: int, group: int) -> list[Tensor]:
@@ -216,12 +216,12 @@ def _parts(x: Tensor, domains: int, group: int) -> list[Tensor]:
     return [part for images in rows.chunk(domains) for part in _groups(images, group)]
 
 
-def _channels_last(x: Tensor) -> Tensor:
+def channels_last(x: Tensor) -> Tensor:
     """x in the memory format of the results: channels innermost."""
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def _empty(x: Tensor) -> Tensor:
+def empty_channels_last(x: Tensor) -> Tensor:
     return x.new_empty(x.movedim(1, -1).shape).movedim(-1, 1)
 
 
@@ -229,14 +229,14 @@ def _fake(x: Tensor, residual: Tensor | None, weight: Sequence[Tensor], *rest: A
     images, group, dtype = len(x) // len(weight), rest[3], widen(x).dtype
     groups = len(weight) * (-(-images // group) if 0 < group < images else 1)
     mean, var = (x.new_empty((groups, x.shape[1]), dtype=dtype) for _ in range(2))
-    return _empty(x), mean, var
+    return empty_channels_last(x), mean, var
 
 
 def _backward_fake(
     by_y: Tensor, x: Tensor, y: Tensor | None, weight: Sequence[Tensor], *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     by_weight, by_bias = (x.new_empty((len(weight), x.shape[1]), dtype=widen(x).dtype) for _ in range(2))
-    return _empty(x), x.new_empty(0) if y is None else _empty(x), by_weight, by_bias
+    return empty_channels_last(x), x.new_empty(0) if y is None else empty_channels_last(x), by_weight, by_bias
 
 
 _op = register(

@@ -63,6 +63,13 @@ def test_mixed_precision_gives_nearly_the_same_float32_features(encoder, paths):
     assert (mixed * exact).sum(1).min() > 0.99
 
 
+def test_folded_or_not_the_features_are_the_same(encoder, paths):
+    stream = ImageStream(paths, SIZE, batch_size=8)
+    features, plain = extract(encoder, stream, batch_size=8), extract(encoder, stream, batch_size=8, fold=False)
+    assert not torch.equal(features, plain)
+    torch.testing.assert_close(features, plain, rtol=0, atol=1e-5)
+
+
 def test_progress_counts_the_images(encoder, paths):
     reports = []
     stream = ImageStream(paths, SIZE, batch_size=7)

@@ -95,6 +95,7 @@ def launches(dtype: torch.dtype) -> Iterator[Launch]:
         ("grouped_bn", "grouped_bn", (maps, maps, *norms, 64, 0.1, 1e-5, True)),
         ("grouped_bn", "grouped_bn_backward", (maps, maps, None, *norms[:2], *moments)),
         ("grouped_bn", "grouped_bn_backward", (maps, maps, maps, *norms[:2], *moments)),
+        ("bias_relu", "bias_relu", (maps, flat(256), maps, True)),
         ("cluster_attention", "received_attention", attention),
         ("cluster_attention", "received_attention_backward", (flat(N), *attention, flat(8, N))),
     ]
