@@ -125,14 +125,12 @@ def compiled() -> list[Row]:
 
 def table(rows: list[Row]) -> Iterator[str]:
     """The lines of a table of `compiled`."""
-    yield (
-        f"{'kernel':58} {'type':9} arch  regs spill  shared warps blocks/SM products buffers ahead   copy load store bytes"
-    )
+    yield (f"{'kernel':58} {'type':9} arch  regs spill  shared warps blocks/SM products buffers ahead copy load store")
     for row in rows:
         yield (
             f"{row['kernel']:58} {row['dtype']:9} {row['arch']:4} {row['registers']:5} {row['spilled_bytes']:5} "
             f"{row['shared_bytes']:7} {row['warps']:5} {row['blocks_per_sm']:9} {row['products']:8} {row['buffers']:7} "
-            f"{row['ahead']:5} {row['copy_bytes']:6} {row['load_bytes']:4} {row['store_bytes']:5}"
+            f"{row['ahead']:5} {row['copy_bytes']:4} {row['load_bytes']:4} {row['store_bytes']:5}"
         )
 
 
