@@ -1,12 +1,13 @@
 """What waits for a GPU: in a step nothing, at the start of an epoch what is listed here with its reason."""
 
 from collections import Counter
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from inputs import TINY, argv
-from on_device import CPU, Device, OnDevice, on_device
+from on_device import CPU, CUDA, Device, on_device
 
 from reid_fast import train as driver
 from reid_fast.command_line import parse
@@ -34,24 +35,19 @@ def flags(people, market_folder, tmp_path_factory, tiny_arch):
     return settings
 
 
-@pytest.fixture(scope="module")
-def device():
+@contextmanager
+def the_device():
     """A device that is not there, in place of what would start a real one."""
-    decode, jaccard_graph, device = loader.decode, base.jaccard_graph, Device()
-
-    def decode_there(*arguments, device, **options):
-        pixels = decode(*arguments, device=CPU, **options)
-        return on_device(pixels) if device.type == "cuda" else pixels
+    decode, jaccard_graph = loader.decode, base.jaccard_graph
 
     def graph(features, *arguments, **options):
         with device.unwatched():  # the clustering has tests of its own
-            features = features.plain if isinstance(features, OnDevice) else features
-            return jaccard_graph(features, *arguments, **options)
+            return jaccard_graph(features.plain, *arguments, **options)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader, "decode", decode_there)
+    with pytest.MonkeyPatch.context() as patch, Device() as device:
+        patch.setattr(loader, "decode", lambda *a, device, **options: on_device(decode(*a, device=CPU, **options)))
         patch.setattr(base, "jaccard_graph", graph)
-        patch.setattr(driver, "pick_device", torch.device)
+        patch.setattr(driver, "pick_device", lambda name: CUDA)
         patch.setattr(torch.cuda, "synchronize", lambda device: None)
         patch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40, 2**40))
         yield device
@@ -65,7 +61,7 @@ def labelled(config):
 
 
 @pytest.fixture(scope="module", params=SYSTEMS)
-def epoch(request, flags, device):
+def epoch(request, flags):
     """An epoch on the device: (the system, its run, the events of the label stage, those of the training)."""
     step = driver.train_step
 
@@ -74,9 +70,9 @@ def epoch(request, flags, device):
         device.events.append("step")
         return loss
 
-    with pytest.MonkeyPatch.context() as patch, device:
+    with pytest.MonkeyPatch.context() as patch, the_device() as device:
         patch.setattr(driver, "train_step", marked)
-        run = driver.build(flags(request.param, "cuda:0"))
+        run = driver.build(flags(request.param, "cuda"))
         device.events.clear()
         run.at.labels = torch.from_numpy(driver.label_images(run))
         of_labels = device.events[:]
@@ -94,7 +90,7 @@ def test_a_step_waits_for_nothing_and_copies_nothing(epoch):
     assert first <= 3 + 5 * len(run.method.views) + 1  # index, classes, cameras; parameters by view; ICE's shuffles
 
 
-def test_what_the_device_computes_is_what_the_cpu_computes(epoch, flags, device):
+def test_what_the_device_computes_is_what_the_cpu_computes(epoch, flags):
     """So nothing has slipped past it."""
     system, run, _, _ = epoch
     there = run.method.state_dict()
@@ -130,10 +126,10 @@ def test_the_label_stage_waits_where_it_is_listed(epoch):
     assert waits == sum(map(Counter, LABEL_STAGE[system]), Counter())
 
 
-def test_a_wait_in_a_hook_is_seen(flags, device, monkeypatch):
+def test_a_wait_in_a_hook_is_seen(flags, monkeypatch):
     monkeypatch.setattr(ClusterContrast, "finish_step", lambda self, batch: batch.labels.sum().item())
-    with device:
-        run = labelled(flags("cc", "cuda:0"))
+    with the_device() as device:
+        run = labelled(flags("cc", "cuda"))
         device.events.clear()
         driver.train_epoch(run)
     assert [event.what for event in device.waits] == [*STEPS * ["item"], "tolist"]
