@@ -240,7 +240,7 @@ def new_step(run: Run) -> Callable[[Batch], Tensor]:
 
 
 def train_step(run: Run, batch: Batch) -> Tensor:
-    """One step; its loss, still on the device. Nothing here waits for the device, and nothing is copied to it."""
+    """One step; its loss, still on the device: nothing here waits for it."""
     with torch.autocast(run.device.type, run.amp, enabled=run.amp is not None):
         loss = reduce(add, run.method.training_step(batch).values())
     run.optimizer.zero_grad()
