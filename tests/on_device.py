@@ -58,7 +58,10 @@ class OnDevice(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        inputs = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
+        arguments = tree_flatten((args, kwargs))[0]
+        inputs = [value for value in arguments if isinstance(value, Tensor)]
+        if Device.entered is not None:
+            Device.entered.operations.append(f"{func} {list(map(_seen_by_the_host, arguments))}")
         if (reason := _wait(func.overloadpacket, args, kwargs, inputs)) is not None:
             _note(reason)
         given = {id(value.plain): value for value in inputs if isinstance(value, OnDevice)}
@@ -94,18 +97,28 @@ def _wait(op: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> str | None:
     return f"a host tensor in {op}" if any(value.ndim for value in host) else None
 
 
+def _seen_by_the_host(argument: object) -> object:
+    return (*argument.shape, argument.dtype) if isinstance(argument, Tensor) else argument
+
+
 def _queues(host: Tensor, non_blocking: Any) -> bool:
     return getattr(host, "pinned", False) and bool(non_blocking and non_blocking[0])
 
 
 class Device(TorchFunctionMode):
-    """While it is entered a CUDA device is there, and `events` lists what waits for it or is copied to it."""
+    """While it is entered a CUDA device is there.
+
+    Attributes:
+        events: what waits for it or is copied to it.
+        operations: what is computed on it, with everything that the host decides: numbers, shapes and types.
+    """
 
     entered: Device | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self.events: list[Event] = []
+        self.operations: list[str] = []
 
     @property
     def waits(self) -> list[Event]:

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from inputs import TINY, argv
-from on_device import CPU, CUDA, Device, on_device
+from on_device import CPU, CUDA, Device, Event, on_device
 
 from reid_fast import train as driver
 from reid_fast.command_line import parse
@@ -60,13 +61,24 @@ def labelled(config):
     return run
 
 
+class Epoch(NamedTuple):
+    """An epoch on the device."""
+
+    system: str
+    run: driver.Run
+    labelling: list[Event]
+    training: list[Event | str]  # "step" where one has ended
+    steps: list[list[str]]  # the operations of each
+
+
 @pytest.fixture(scope="module", params=SYSTEMS)
 def epoch(request, flags):
-    """An epoch on the device: (the system, its run, the events of the label stage, those of the training)."""
-    step = driver.train_step
+    step, steps = driver.train_step, []
 
     def marked(run, batch):
+        device.operations.clear()
         loss = step(run, batch)
+        steps.append(device.operations[:])
         device.events.append("step")
         return loss
 
@@ -75,31 +87,39 @@ def epoch(request, flags):
         run = driver.build(flags(request.param, "cuda"))
         device.events.clear()
         run.at.labels = torch.from_numpy(driver.label_images(run))
-        of_labels = device.events[:]
+        labelling = device.events[:]
         device.events.clear()
         driver.train_epoch(run)
-    return request.param, run, of_labels, device.events[:]
+    return Epoch(request.param, run, labelling, device.events[:], steps)
 
 
 def test_a_step_waits_for_nothing_and_copies_nothing(epoch):
     """From the second one on: with the first, what the whole epoch needs is copied."""
-    _, run, _, events = epoch
+    events = epoch.training
     first = events.index("step")
     assert [str(event) for event in events[first:]] == [*STEPS * ["step"], "tolist in read_losses"]
     assert {(event.function, event.waits) for event in events[:first]} == {("to_device", False)}
-    assert first <= 3 + 5 * len(run.method.views) + 1  # index, classes, cameras; parameters by view; ICE's shuffles
+    assert (
+        first <= 3 + 5 * len(epoch.run.method.views) + 1
+    )  # index, classes, cameras; parameters by view; ICE's shuffles
 
 
 def test_what_the_device_computes_is_what_the_cpu_computes(epoch, flags):
     """So nothing has slipped past it."""
-    system, run, _, _ = epoch
-    there = run.method.state_dict()
-    here = labelled(flags(system, "cpu"))
+    there = epoch.run.method.state_dict()
+    here = labelled(flags(epoch.system, "cpu"))
     driver.train_epoch(here)
-    assert here.at.loss == run.at.loss
+    assert here.at.loss == epoch.run.at.loss
     for name, tensor in here.method.state_dict().items():
         assert there[name].is_cuda, name
         assert torch.equal(tensor.nan_to_num(), there[name].plain.nan_to_num()), name
+
+
+def test_a_step_does_what_the_one_before_did(epoch):
+    """With other images, and nothing else that the host knows: what a step asks of being captured as a graph."""
+    _, before, last = epoch.steps
+    different = {ours.partition(" ")[0] for ours, theirs in zip(last, before, strict=True) if ours != theirs}
+    assert different == ({"aten.select.int"} if epoch.system == "ice" else set())  # whose shuffles are the step's
 
 
 EVERY_EXTRACTION = {"nonzero in extract": 1}  # whether the features are finite
@@ -121,9 +141,8 @@ LABEL_STAGE = {
 
 
 def test_the_label_stage_waits_where_it_is_listed(epoch):
-    system, _, events, _ = epoch
-    waits = Counter(str(event) for event in events if event.waits)
-    assert waits == sum(map(Counter, LABEL_STAGE[system]), Counter())
+    waits = Counter(str(event) for event in epoch.labelling if event.waits)
+    assert waits == sum(map(Counter, LABEL_STAGE[epoch.system]), Counter())
 
 
 def test_a_wait_in_a_hook_is_seen(flags, monkeypatch):
