@@ -10,7 +10,7 @@ from reid_fast.clustering.inputs import normalised_rows
 from reid_fast.clustering.knn_device import _dot, _height, _largest, _multiply, _packed, search
 
 FP32, FP64 = (torch.float32, 64), (torch.float64, 512)
-KINDS = ("random", "clustered", "repeated", "equal", "crowded", "axes")
+KINDS = ("random", "clustered", "repeated", "equal", "close", "crowded", "axes")
 
 
 def features(kind, n, width=33):
@@ -22,7 +22,9 @@ def features(kind, n, width=33):
         rows = rows[rng.integers(max(1, n // 9), size=n)]
     if kind == "equal":
         rows[:] = rows[0]
-    if kind == "crowded":  # closer together than the error of bf16
+    if kind == "close":  # than the error of bf16
+        rows = 1 + 3e-2 * rows
+    if kind == "crowded":  # closer than fp32 tells apart
         rows = 1 + 3e-4 * rows
     if kind == "axes":  # zeros of either sign between almost all
         rows = np.where(np.arange(width) == rng.integers(width, size=n)[:, None], np.sign(rows), np.copysign(0, rows))
@@ -80,9 +82,8 @@ def test_rows_that_a_pass_cannot_prove_go_on_to_the_next(kind):
 
 
 def test_the_proof_fails_where_the_bound_cannot_tell_rows_apart():
-    assert search(torch.from_numpy(features("crowded", 300)), 10, 0, 300)[2] == [300, 0]
-    assert search(torch.from_numpy(features("clustered", 300)), 10, 0, 300)[2] == [0]
-    assert search(torch.from_numpy(features("equal", 700, 4)), 10, 0, 700)[2] == [700, 700]
+    for kind, left in [("clustered", [0]), ("close", [700, 0]), ("crowded", [700, 700]), ("equal", [700, 700])]:
+        assert search(torch.from_numpy(features(kind, 700)), 10, 0, 700)[2] == left, kind
 
 
 @pytest.mark.parametrize("kind", ["clustered", "repeated", "crowded"])
