@@ -32,4 +32,6 @@ def _fake(x: Tensor, bias: Tensor, residual: Tensor | None, relu: bool) -> Tenso
     return empty_channels_last(x)
 
 
-_op = register(__name__, "bias_relu(Tensor x, Tensor bias, Tensor? residual, bool relu) -> Tensor", _cpu, _fake)
+_op = register(
+    __name__, "bias_relu(Tensor x, Tensor bias, Tensor? residual, bool relu) -> Tensor", _cpu, _fake, strided=True
+)

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
 import pytest
@@ -66,6 +66,25 @@ def test_kernels_launch_on_the_device_of_their_tensors(monkeypatch):
     launcher("memory_update", "memory_update")(memory, 3)
     assert seen == [(memory.device, (memory, 3))]
     assert current == ["first"]
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "op"),
+    [
+        ("grouped_bn", "grouped_bn", "_op"),
+        ("grouped_bn", "grouped_bn_backward", "_backward"),
+        ("bias_relu", "bias_relu", "_op"),
+    ],
+)
+def test_maps_reach_their_launcher_as_they_lie(file, name, op, monkeypatch):
+    """channels_last is not contiguous: making it so would move every map once more."""
+    seen = []
+    monkeypatch.setattr(import_module(f"reid_fast.kernels.{file}"), name, lambda x, *_: seen.append(x.stride()))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    maps = torch.randn(2, 8, 3, 5).to(memory_format=torch.channels_last)
+    op = getattr(import_module(f"reid_fast.ops.{file}"), op)
+    op._backend_fns["cuda"](maps, *(10 * [[]]))
+    assert seen == [maps.stride()]
 
 
 LOSSES = {
