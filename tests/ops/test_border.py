@@ -1,5 +1,6 @@
 """What reaches the ops: any strides, outliers, labels out of range, no rows, more columns than a grid's side."""
 
+import mmap
 from contextlib import nullcontext
 
 import pytest
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from contrast import on, with_gradient
 
 from reid_fast import ops
-from reid_fast.kernels import cluster_nce, one_target, target_nce
+from reid_fast.kernels import cluster_nce, memory_update, one_target, target_nce, tiles
 from reid_fast.ops import ClassMeans, class_means
 from reid_fast.ops._registration import launcher
 from reid_fast.ops.cluster_nce import cluster_nce_ref
@@ -275,28 +276,69 @@ def test_shapes_that_disagree_are_refused(name):
 
 
 class Recorded:
-    """A kernel that only notes its grid."""
+    """A kernel that only notes its launches."""
 
-    def __init__(self, grids):
-        self.grids = grids
+    def __init__(self, launches):
+        self.launches = launches
 
     def __getitem__(self, grid):
-        return lambda **_: self.grids.append(grid)
+        return lambda **arguments: self.launches.append((grid, arguments))
 
 
 @pytest.mark.parametrize("needs_grad", [False, True])
 @pytest.mark.parametrize("rows", [1, 300])
 def test_the_grid_holds_any_number_of_columns(rows, needs_grad, monkeypatch):
     """65,535 programs are the most along y and z, and all together are counted in 31 bits."""
-    grids = []
+    launches = []
     for module in (one_target, cluster_nce, target_nce):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
-            monkeypatch.setattr(module, name, Recorded(grids))
+            monkeypatch.setattr(module, name, Recorded(launches))
     new = lambda *shape, dtype=torch.bfloat16: torch.empty(shape, dtype=dtype, device="meta")  # noqa: E731
     x, memory, labels = new(rows, 2048), new(20_000_000, 2048), new(rows, dtype=torch.int64)
     cluster_nce.cluster_nce(x, memory, labels, 0.05, True, None, None, needs_grad)
     target_nce.target_nce(x, memory, labels, 0.05, True, 0.1, None, None, None, needs_grad)
-    assert len(grids) >= 5
-    for x, y, z in ((*grid, 1, 1)[:3] for grid in grids):
+    assert len(launches) >= 5
+    for x, y, z in ((*grid, 1, 1)[:3] for grid, _ in launches):
         assert max(y, z) <= 65535
         assert x * y * z < 1 << 31
+
+
+@pytest.fixture
+def huge():
+    """A memory of more than 2³¹ elements, of which only the pages that are written take any room."""
+    width = 16387
+    rows = (1 << 31) // width + 70
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    memory = torch.frombuffer(mmap.mmap(-1, 4 * rows * width, flags=flags), dtype=torch.float32).view(rows, width)
+    memory[-70:] = F.normalize(torch.randn(70, width))
+    return memory
+
+
+def test_an_update_behind_2_to_the_31_elements(huge):
+    x, labels = F.normalize(torch.randn(3, huge.shape[1])), torch.tensor([len(huge) - 1, -1, len(huge) - 70])
+    expected = huge[-70:].clone()
+    ops.memory_update(expected, x, torch.tensor([69, -1, 0]), 0.3)
+    memory_update.memory_update(huge, x, labels, 0.3, "serial", None, None)
+    torch.testing.assert_close(huge[-70:], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_contrast_behind_2_to_the_31_elements(huge, monkeypatch):
+    """The last tile alone, as if there were no other; of the gradient the first elements."""
+    last = (len(huge) - 1) // 64 * 64
+    x, labels = torch.randn(2, huge.shape[1]), torch.tensor([last, len(huge) - 1])
+    loss, expected = torch.ops.reid_fast.cluster_nce(x, huge[last:], labels - last, 0.2, False, None, None, True)
+    kernels, launches = {}, {}
+    for name in ("logits_kernel", "gradient_kernel"):
+        kernels[name], launches[name] = getattr(one_target, name), []
+        monkeypatch.setattr(one_target, name, Recorded(launches[name]))
+    monkeypatch.setattr(tiles, "WORKSPACE", 1)  # a turn a tile
+    partial = one_target.stream(x, huge, labels, 0.2, False, None, None, None, True)
+    grid, arguments = launches["logits_kernel"][-1]
+    arguments["max_ptr"].fill_(-torch.inf)
+    arguments["sum_ptr"].zero_()
+    partial.acc.zero_()
+    kernels["logits_kernel"][grid](**arguments)
+    kernels["gradient_kernel"][(1, 1, 1)](**launches["gradient_kernel"][-1][1])
+    torch.testing.assert_close(partial.losses.sum(), loss)
+    gradient = partial.acc.sum(0) * partial.factors[:, None]
+    torch.testing.assert_close(gradient[:, :64], expected[:, :64], atol=1e-6, rtol=1e-4)
