@@ -15,6 +15,7 @@ from reid_fast.models.encoder import GeM
 from reid_fast.ops.camera_nce import camera_nce_ref
 from reid_fast.ops.cluster_attention import received_attention_ref
 from reid_fast.ops.cluster_nce import cluster_nce_ref
+from reid_fast.ops.grouped_bn import grouped_bn_ref
 from reid_fast.ops.hybrid_nce import hybrid_nce_ref
 from reid_fast.ops.memory_update import memory_update_ref
 
@@ -65,6 +66,8 @@ def cases(device: str, dtype: torch.dtype, large: bool) -> Iterator[Case]:
     yield from _updates(rows, pick, size, tolerance)
     yield from _method_losses(rows, pick, size, tolerance)
     yield from _images(device, dtype)
+    if device != "cpu":  # where the reference is what runs
+        yield from _norms(device, dtype, tolerance)
 
 
 def _step(case: Callable[..., Case], x: Tensor, memory: Tensor, labels: Tensor, moved: float, work: float) -> Case:
@@ -213,6 +216,50 @@ def _soft_plain(x: Tensor, teacher: Tensor, weak: Tensor, temperature: float) ->
     log_p = (x @ teacher.T / temperature).log_softmax(1)
     q = (weak @ weak.T / temperature).softmax(1)
     return F.kl_div(log_p, q, reduction="batchmean")
+
+
+def _norms(device: str, dtype: torch.dtype, tolerance: float) -> Iterator[Case]:
+    """BatchNorms of ResNet-50 with the ReLU and the shortcut behind them, forward and backward; group 0 is cuDNN's."""
+    B = 256
+    for C, H, W, group, shortcut in (
+        (64, 64, 32, 64, False),
+        (256, 64, 32, 64, True),
+        (2048, 16, 8, 64, True),
+        (256, 64, 32, 0, True),
+    ):
+        new = partial(torch.randn, B, C, H, W, device=device, dtype=dtype)
+        x, residual, by_y = (new().contiguous(memory_format=torch.channels_last) for _ in range(3))
+        problem = (x, torch.rand(C, device=device), torch.rand(C, device=device), residual if shortcut else None)
+        both_ways = partial(_norm_both_ways, *problem, group, by_y)
+        yield Case(
+            "grouped_bn",
+            f"B={B} {C}x{H}x{W} groups of {group or B}{' shortcut' if shortcut else ''}, both ways",
+            lambda run=both_ways: run(grouped_bn_ref),
+            lambda run=both_ways: run(ops.grouped_bn),
+            None,
+            bytes=(11 if shortcut else 8) * x.numel() * x.element_size(),
+            operations=20 * x.numel(),
+            launches=4,
+            tolerance=tolerance,
+            compiled=False,
+        )
+
+
+def _norm_both_ways(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    group: int,
+    by_y: Tensor,
+    norm: Callable[..., Tensor],
+) -> Tensor:
+    """The gradient of x, with those of all else taken too."""
+    leaves = [t.requires_grad_() for t in (x, weight, bias, residual) if t is not None]
+    running = torch.zeros_like(weight), torch.ones_like(weight)
+    with torch.enable_grad():
+        y = norm(x, weight, bias, *running, group, 0.1, 1e-5, residual=residual, relu=True)
+        return torch.autograd.grad(y, leaves, by_y)[0]
 
 
 def _images(device: str, dtype: torch.dtype) -> Iterator[Case]:
