@@ -75,7 +75,7 @@ def logits_kernel(
     start = (before + tile) * BN
     columns = start + tl.arange(0, BN)
     label = tiles.load_labels(labels_ptr, index_ptr, rows, B, N, HYBRID)
-    logits = tiles.cosine_tile(x_ptr, memory_ptr, rows, columns, B, C, D, BM, BN, BK, DOT, NORMALIZE) / temperature
+    logits = tiles.logits_tile(x_ptr, memory_ptr, rows, columns, B, C, D, temperature, BM, BN, BK, DOT, NORMALIZE)
     lowest, highest = tiles.load_span(spans_ptr, rows, B, C, HAS_SPANS)
     inside = (columns[None, :] >= lowest[:, None]) & (columns[None, :] < highest[:, None])
     if HYBRID:

@@ -69,7 +69,7 @@ def logits_kernel(
     rows = (tl.program_id(0) % row_blocks) * BM + tl.arange(0, BM)
     tile = tl.program_id(0) // row_blocks
     columns = (before + tile) * BN + tl.arange(0, BN)
-    logits = tiles.cosine_tile(x_ptr, memory_ptr, rows, columns, B, C, D, BM, BN, BK, DOT, NORMALIZE) / temperature
+    logits = tiles.logits_tile(x_ptr, memory_ptr, rows, columns, B, C, D, temperature, BM, BN, BK, DOT, NORMALIZE)
     label = tiles.load_labels(labels_ptr, None, rows, B, 0, False)
     lowest, highest = tiles.load_span(spans_ptr, rows, B, C, HAS_SPANS)
     q, inside = target_tile(targets_ptr, label, lowest, highest, rows, columns, smoothing, B, C, DENSE)

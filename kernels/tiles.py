@@ -69,25 +69,26 @@ def product_tile(
 
 
 @triton.jit
-def cosine_tile(
-    x_ptr,  # these are the arguments of `products`
+def logits_tile(
+    x_ptr,  # from here the arguments of `products`
     memory_ptr,
     rows,
     columns,
     B,
     C,
     D,
+    temperature,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
     DOT: tl.constexpr,
-    NORMALIZE: tl.constexpr,  # false: the products themselves
+    NORMALIZE: tl.constexpr,  # divide each feature by max(‖x‖, 1e-12) first
 ):
-    """x[rows] / max(‖x[rows]‖, 1e-12) · memory[columns]ᵀ as [BM, BN] float32."""
+    """x[rows] · memory[columns]ᵀ / temperature as [BM, BN] float32."""
     product, squares = products(x_ptr, memory_ptr, rows, columns, B, C, D, BM, BN, BK, DOT, NORMALIZE)
     if NORMALIZE:
-        product = product / tl.maximum(tl.sqrt(squares), 1e-12)[:, None]
-    return product
+        temperature = temperature * tl.maximum(tl.sqrt(squares), 1e-12)[:, None]
+    return product * (1.0 / temperature)
 
 
 @triton.jit
@@ -101,8 +102,13 @@ def load_span(
     """The columns [start, stop) that each row's softmax runs over, [BM] each; all of them without HAS_SPANS."""
     start, stop = rows * 0, rows * 0 + C
     if HAS_SPANS:
-        start = tl.maximum(tl.load(spans_ptr + 2 * rows, mask=rows < B, other=0), start).to(tl.int32)
-        stop = tl.minimum(tl.load(spans_ptr + 2 * rows + 1, mask=rows < B, other=0), stop).to(tl.int32)
+        first = tl.load(spans_ptr + 2 * rows, mask=rows < B, other=0)
+        last = tl.load(spans_ptr + 2 * rows + 1, mask=rows < B, other=0)
+        # Cut off before they become 32 bits wide, as columns are.
+        start, stop = (
+            tl.minimum(tl.maximum(first, start), stop).to(tl.int32),
+            tl.minimum(tl.maximum(last, start), stop).to(tl.int32),
+        )
     return start, stop
 
 

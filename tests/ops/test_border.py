@@ -217,6 +217,16 @@ def test_a_label_outside_its_span(name, fused):
     assert fused(op, arguments)[0].isnan()
 
 
+@pytest.mark.parametrize("name", ["spans", "smoothed"])
+def test_what_of_a_span_lies_outside_the_memory_is_cut_off(name, fused):
+    op, arguments = problem()[name]
+    arguments["spans"][:3] = torch.tensor([[-3, C], [-(1 << 40), 1 << 40], [0, C + 2]])
+    arguments["spans"][3], arguments["labels"][3] = torch.tensor([1 << 40, 1 << 41]), -1
+    expected = plain(op, arguments | {"spans": arguments["spans"].clamp(0, C)})
+    for run in (plain, fused):
+        torch.testing.assert_close(run(op, arguments), expected, atol=2e-6, rtol=1e-5)
+
+
 def test_references_know_outliers_and_what_is_out_of_range():
     _, given = problem()["smoothed"]
     spans = given["spans"]
