@@ -10,7 +10,7 @@
    left out and added at the end as 1 - p from the sums: a confident row keeps a correct gradient in bfloat16. By then
    the program has all sums of its rows, and their losses.
 
-`cluster_nce`, `cluster_step` and `hybrid_nce` add the third launch, which finishes.
+`cluster_nce` and `cluster_step` add the third launch, which finishes.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Device code that the streaming losses share: tiles of logits and gradients, statistics of tiles, row norms.
+"""What the streaming losses share: tiles of logits, who takes part, statistics of tiles; sizes and shares of tiles.
 
 B rows of features meet C columns of memory in tiles [BM, BN]; the D axis is walked in steps of BK. Products
 are taken in DOT, the lower of the two operand types, and accumulated in float32. In all kernels these letters mean

@@ -314,41 +314,44 @@ def test_the_grid_holds_any_number_of_columns(rows, needs_grad, monkeypatch):
 
 
 @pytest.fixture
-def huge():
-    """A memory of more than 2³¹ elements, of which only the pages that are written take any room."""
+def huge(device):
+    """A memory of more than 2³¹ elements; on the CPU only the pages that are written take any room."""
     width = 16387
     rows = (1 << 31) // width + 70
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
-    memory = torch.frombuffer(mmap.mmap(-1, 4 * rows * width, flags=flags), dtype=torch.float32).view(rows, width)
-    memory[-70:] = F.normalize(torch.randn(70, width))
+    if device == "cpu":
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+        memory = torch.frombuffer(mmap.mmap(-1, 4 * rows * width, flags=flags), dtype=torch.float32).view(rows, width)
+    else:
+        memory = torch.zeros(rows, width, device=device)
+    memory[-70:] = F.normalize(torch.randn(70, width, device=device))
     return memory
 
 
-def test_an_update_behind_2_to_the_31_elements(huge):
+def test_an_update_behind_2_to_the_31_elements(huge, device):
     x, labels = F.normalize(torch.randn(3, huge.shape[1])), torch.tensor([len(huge) - 1, -1, len(huge) - 70])
-    expected = huge[-70:].clone()
+    expected = huge[-70:].to("cpu", copy=True)
     ops.memory_update(expected, x, torch.tensor([69, -1, 0]), 0.3)
-    memory_update.memory_update(huge, x, labels, 0.3, "serial", None, None)
-    torch.testing.assert_close(huge[-70:], expected, atol=1e-6, rtol=1e-5)
+    memory_update.memory_update(huge, *on(device, x, labels), 0.3, "serial", None, None)
+    torch.testing.assert_close(huge[-70:].cpu(), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_a_contrast_behind_2_to_the_31_elements(huge, monkeypatch):
+def test_a_contrast_behind_2_to_the_31_elements(huge, device, monkeypatch):
     """The last tile alone, as if there were no other; of the gradient the first elements."""
     last = (len(huge) - 1) // 64 * 64
-    x, labels = torch.randn(2, huge.shape[1]), torch.tensor([last, len(huge) - 1])
-    loss, expected = torch.ops.reid_fast.cluster_nce(x, huge[last:], labels - last, 0.2, False, None, None, True)
+    x, labels, options = torch.randn(2, huge.shape[1]), torch.tensor([last, len(huge) - 1]), (0.2, False, None, None)
+    loss, expected = torch.ops.reid_fast.cluster_nce(x, huge[last:].cpu(), labels - last, *options, True)
     kernels, launches = {}, {}
     for name in ("logits_kernel", "gradient_kernel"):
         kernels[name], launches[name] = getattr(one_target, name), []
         monkeypatch.setattr(one_target, name, Recorded(launches[name]))
     monkeypatch.setattr(tiles, "WORKSPACE", 1)  # a turn a tile
-    partial = one_target.stream(x, huge, labels, 0.2, False, None, None, None, True)
+    partial = one_target.stream(x.to(device), huge, labels.to(device), *options, None, True)
     grid, arguments = launches["logits_kernel"][-1]
     arguments["max_ptr"].fill_(-torch.inf)
     arguments["sum_ptr"].zero_()
     partial.acc.zero_()
     kernels["logits_kernel"][grid](**arguments)
     kernels["gradient_kernel"][(1, 1, 1)](**launches["gradient_kernel"][-1][1])
-    torch.testing.assert_close(partial.losses.sum(), loss)
-    gradient = partial.acc.sum(0) * partial.factors[:, None]
+    torch.testing.assert_close(partial.losses.sum().cpu(), loss)
+    gradient = (partial.acc.sum(0) * partial.factors[:, None]).cpu()
     torch.testing.assert_close(gradient[:, :64], expected[:, :64], atol=1e-6, rtol=1e-4)
