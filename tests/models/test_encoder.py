@@ -141,3 +141,23 @@ def test_a_block_compiles_whole():
         results.append([y.detach(), *(parameter.grad for parameter in module.parameters()), *module.buffers()])
     for actual, wanted in zip(*results, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("domains", [False, True])
+@pytest.mark.parametrize("arch", ["resnet18_half", "resnet50", "resnet_ibn50a"])
+def test_gpu_a_step_equals_the_cpus(arch, domains):
+    torch.manual_seed(0)
+    encoder, images = Encoder(arch, "gem", bn_group=4), torch.randn(16, 3, 64, 32)
+    if domains:
+        norm.split_domains(encoder)
+    results = []
+    for device in ("cpu", "cuda"):
+        network = copy.deepcopy(encoder).to(device, memory_format=torch.channels_last)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            x = network(images.to(device))
+            (x * torch.linspace(-1, 1, x.shape[1], device=device)).sum().backward()
+        gradients = [parameter.grad.cpu() for parameter in network.parameters() if parameter.grad is not None]
+        results.append([x.detach().cpu(), *gradients, *(buffer.cpu() for buffer in network.buffers())])
+    for actual, wanted in zip(*results, strict=True):
+        assert (actual.double() - wanted.double()).norm() <= 1e-3 * wanted.double().norm() + 1e-6

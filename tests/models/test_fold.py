@@ -71,3 +71,17 @@ def test_no_batchnorm_is_left_in_the_backbone_and_the_encoder_stays_as_it_was(bi
     assert not network.training
     assert not [parameter for parameter in network.parameters() if parameter.requires_grad]
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("arch", ["resnet18_half", "resnet50", "resnet_ibn50a"])
+@torch.no_grad()
+def test_gpu_makes_the_same_features(arch):
+    encoder, images = trained(arch)
+    encoder, images = encoder.cuda(), images.cuda()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        exact = encoder(images)
+        torch.testing.assert_close(folded(encoder)(images), exact, rtol=0, atol=1e-5)
+    with torch.autocast("cuda", torch.bfloat16):
+        mixed, unfolded = folded(encoder)(images), encoder(images)
+    assert (mixed - exact).norm() <= 1.5 * (unfolded - exact).norm()
