@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from cluster_cuda import on_device
 from planted import planted_features, planted_neighbours
 from published import published_jaccard_distance
-from report import Row, peak_mb, timed
+from report import Row, peak_mb, ratio, timed
 from scipy import sparse
 from sklearn.cluster import DBSCAN
 
 import reid_fast
 from reid_fast import _C
-from reid_fast.clustering import knn_device
 from reid_fast.clustering.dbscan import dbscan_ref
 from reid_fast.clustering.jaccard import jaccard_graph_ref
 
@@ -22,11 +22,12 @@ LARGEST_DENSE = 13_000
 
 
 def cluster(smoke: bool) -> list[Row]:
-    """Rows at the sizes of a small set, Market-1501 and MSMT17, and the growth run."""
+    """Rows at the sizes of a small set, Market-1501 and MSMT17, and the growth run; on CUDA the device's stages."""
+    if torch.cuda.is_available():
+        return [on_device(n, 5) for n in ([1_000] if smoke else [12_936, 32_621])]
     sizes = [1_000] if smoke else [3_000, 12_936, 32_621]
     growth = [3_000, 10_000] if smoke else [10_000, 100_000, 1_000_000]
-    rows = [_stages(n, 3 if smoke else 5) for n in sizes] + [_growth(n) for n in growth]
-    return rows + [_search_on_device(n, "cuda") for n in sizes if torch.cuda.is_available()]
+    return [_stages(n, 3 if smoke else 5) for n in sizes] + [_growth(n) for n in growth]
 
 
 def _stages(n: int, runs: int) -> Row:
@@ -48,7 +49,7 @@ def _stages(n: int, runs: int) -> Row:
     row: Row = {"stage": "cluster", "n": n, "width": features.shape[1], "k1": K1, "k2": K2, "eps": EPS}
     row["clusters"], row["outliers"] = int(labels.max() + 1), int((labels < 0).sum())
     row["graph_entries"] = graph.nnz
-    row["knn"] = {"ours": ours_knn, "faiss_flat": flat, "faster": _ratio(flat, ours_knn)}
+    row["knn"] = {"ours": ours_knn, "faiss_flat": flat, "faster": ratio(flat, ours_knn)}
     if n <= LARGEST_DENSE:
         row["knn"]["seconds_by_kernel"] = {name: _seconds_with(rows, name) for name in _C.similarity_kernels()}
     row["knn"]["same_neighbour_sets"] = float(np.mean(same))
@@ -62,7 +63,7 @@ def _stages(n: int, runs: int) -> Row:
         **theirs,
     }
     if "published_dense" in theirs:
-        row["after_knn"]["faster"] = _ratio(theirs["published_dense"], ours_both)
+        row["after_knn"]["faster"] = ratio(theirs["published_dense"], ours_both)
     row["whole"] = ours_whole
     row["peak_mb"] = {
         "knn": peak_mb(lambda: reid_fast.knn(features, K1)),
@@ -106,25 +107,6 @@ def _growth(n: int) -> Row:
     return {**row, "clusters": int(found.max() + 1), "peak_mb": peak_mb(labels)}
 
 
-def _search_on_device(n: int, device: str) -> Row:
-    """The kNN on a GPU, beside the fp32 products and `topk` of the published way."""
-    features = planted_features(n)[0].to(device)
-    (index, _, unproved), ours = timed(lambda: knn_device.search(features, K1, 0, n), 5)
-    theirs, plain = timed(lambda: _topk_of_products(features), 3)
-    _, passes = timed(lambda: knn_device.search(features, K1, 0, n, passes=((torch.float64, 512),)), 1)
-    same = (index.sort(dim=1).values == theirs.sort(dim=1).values).all(dim=1)
-    row: Row = {"stage": "knn on the device", "n": n, "width": features.shape[1], "k1": K1}
-    row |= {"ours": ours, "fp32_topk": plain, "faster": _ratio(plain, ours), "fp64_pass_alone": passes}
-    row |= {"unproved": unproved, "same_neighbour_sets": same.double().mean().item()}
-    # All products at the rate of torch's bf16 product on the same card.
-    row["limit_seconds"] = round(2 * n * n * features.shape[1] / _bf16_rate(device), 4)
-    return row
-
-
-def _topk_of_products(features: torch.Tensor) -> torch.Tensor:
-    return torch.cat([(block @ features.T).topk(K1).indices for block in features.split(1024)])
-
-
 def _faiss_search(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     import faiss
 
@@ -138,14 +120,9 @@ def _seconds_with(rows: np.ndarray, kernel: str) -> float:
     return timed(lambda: _C.knn(rows, K1, 0, len(rows), kernel), 1)[1]["seconds"]
 
 
-def _bf16_rate(device: str = "cpu") -> float:
+def _bf16_rate() -> float:
     """Operations a second of torch's bf16 matrix product."""
-    width = 2048 if device == "cpu" else 16384
-    square = torch.ones(width, width, dtype=torch.bfloat16, device=device)
+    square = torch.ones(2048, 2048, dtype=torch.bfloat16)
     square @ square
     _, seconds = timed(lambda: square @ square, 5)
-    return 2 * width**3 / seconds["min"]
-
-
-def _ratio(slow: Row, fast: Row) -> float:
-    return round(slow["seconds"] / fast["seconds"], 2)
+    return 2 * 2048**3 / seconds["min"]

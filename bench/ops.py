@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from op_cases import Case, cases
-from report import Row, save, spread
+from report import Row, card, save, spread
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 RESULTS = Path(__file__).parent / "results"
-BANDWIDTH, PEAK = 4.3e12, 780e12  # of an H200: bytes/s of a copy as measured, bf16 operations/s
 
 
 class Launches(TorchDispatchMode):
@@ -59,7 +58,7 @@ def check(case: Case) -> int:
 def row(case: Case, device: str, dtype: torch.dtype, n: int) -> Row:
     """Times of the three forms, and how far the fused one is from what the hardware must spend."""
     launches = check(case)
-    floor = max(case.bytes / BANDWIDTH, case.operations / PEAK)
+    name, limits = card()
     out = {
         "op": case.name,
         "sizes": case.sizes,
@@ -69,7 +68,8 @@ def row(case: Case, device: str, dtype: torch.dtype, n: int) -> Row:
         "threads": torch.get_num_threads(),
         "bytes": case.bytes,
         "operations": case.operations,
-        "floor_us_h200": round(1e6 * floor, 1),
+        "floor_us": round(1e6 * limits.floor(case.bytes, case.operations, dtype), 1),
+        "floor_of": name,
         "launches_before": launches,
         "launches_after": case.launches,
     }
@@ -102,7 +102,9 @@ def show(out: dict[str, Any]) -> str:
     for name in ("reference", "compiled", "fused"):
         times = [f"{t['us']:.0f}±{t['spread']:.0f}" for t in out.get(name, {}).values()]
         shown.append(f"{name} {' / '.join(times) or '-'} us")
-    shown.append(f"floor {out['floor_us_h200']} us; launches {out['launches_before']} -> {out['launches_after']}")
+    shown.append(
+        f"floor {out['floor_us']} us ({out['floor_of']}); launches {out['launches_before']} -> {out['launches_after']}"
+    )
     shown += [f"{out[key]}x {key[6:]}" for key in out if key.startswith("times_")]
     return " | ".join(shown)
 

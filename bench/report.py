@@ -13,12 +13,38 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
 
 Row = dict[str, Any]
+
+
+class Card(NamedTuple):
+    """What a GPU can do at most, by its maker's data sheet."""
+
+    bandwidth: float  # bytes/s of its memory
+    low: float  # operations/s, bf16 products, dense
+    tf32: float  # operations/s, tf32 products, dense
+
+    def floor(self, bytes: float, operations: float, dtype: torch.dtype) -> float:
+        """Seconds that the work takes at least; a float32 product is three of tf32."""
+        peak = self.tf32 / 3 if dtype == torch.float32 else self.low
+        return max(bytes / self.bandwidth, operations / peak)
+
+
+CARDS = {
+    "H200": Card(4.8e12, 989e12, 494e12),
+    "H100": Card(3.35e12, 989e12, 494e12),
+    "A100": Card(2.04e12, 312e12, 156e12),
+}
+
+
+def card() -> tuple[str, Card]:
+    """This machine's GPU; an H200 where there is none, or another."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next(((key, value) for key, value in CARDS.items() if key in name), ("H200", CARDS["H200"]))
 
 
 def timed(work: Callable[[], Any], runs: int) -> tuple[Any, Row]:
@@ -68,6 +94,11 @@ def _between_events(work: Callable[[], object], runs: int) -> list[float]:
         event.record()
     torch.cuda.synchronize()
     return [a.elapsed_time(b) / 1000 for a, b in pairwise(events)]
+
+
+def ratio(slow: Row, fast: Row) -> float:
+    """How many times faster one is than the other."""
+    return round(slow["seconds"] / fast["seconds"], 2)
 
 
 def peak_mb(work: Callable[[], Any]) -> float | None:

@@ -12,11 +12,12 @@ from cluster import cluster
 from images import images
 from report import save
 from step import step
+from whole import whole
 
 from reid_fast.errors import UserError
 
 # A stage is a function (smoke) -> rows; each row holds ours beside the reference.
-STAGES = {"images": images, "cluster": cluster, "step": step, "checkpoint": checkpoint}
+STAGES = {"images": images, "cluster": cluster, "step": step, "checkpoint": checkpoint, "whole": whole}
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from report import Row, timed
+from report import Row, ratio, timed
 from torch import Tensor
 
 from reid_fast import ops
+from reid_fast.captured import WARM_UP, CapturedStep, CudaGraphs
+from reid_fast.data.images import Batch
 from reid_fast.device import amp_dtype
 from reid_fast.models.encoder import Encoder
 
 TEMPERATURE, MOMENTUM, INSTANCES = 0.05, 0.1, 16
+
+
+class Sizes(NamedTuple):
+    """A training step."""
+
+    arch: str
+    size: tuple[int, int]
+    B: int
+    C: int
 
 
 def step(smoke: bool) -> list[Row]:
@@ -22,9 +35,10 @@ def step(smoke: bool) -> list[Row]:
     runs = 3 if smoke else 15
     sizes = [(64, 100, 256)] if smoke else [(64, 100, 256), (256, 700, 2048), (256, 2000, 2048)]
     rows = [_memory_part(*size, device, runs) for size in sizes]
-    if device.type == "cuda" and not smoke:
-        return [*rows, _whole_step("resnet50", (256, 128), 256, 2000, device, runs)]
-    return [*rows, _whole_step("resnet18_half", (64, 32), 64, 100, device, runs)]
+    if device.type == "cpu" or smoke:
+        return [*rows, _whole_step(Sizes("resnet18_half", (64, 32), 64, 100), device, runs)]
+    paper = Sizes("resnet50", (256, 128), 256, 2000)
+    return [*rows, _whole_step(paper, device, runs), _captured_step(paper._replace(B=32), device, runs)]
 
 
 def _memory_part(B: int, C: int, D: int, device: torch.device, runs: int) -> Row:
@@ -58,44 +72,70 @@ def _memory_step(form: Callable[..., Tensor], x: Tensor, memory: Tensor, labels:
     return run
 
 
-def _whole_step(arch: str, size: tuple[int, int], B: int, C: int, device: torch.device, runs: int) -> Row:
-    """Forward, loss, backward, Adam and memory update on images that are there already."""
-    amp = amp_dtype(device, True, size[1])
-    images = torch.randn(B, 3, *size, device=device).to(memory_format=torch.channels_last)
-
-    def stepper(form: Callable[..., Tensor]) -> Callable[[], Tensor]:
-        torch.manual_seed(0)
-        encoder = Encoder(arch, "gem").to(device, memory_format=torch.channels_last).train()
-        optimizer = torch.optim.Adam(encoder.parameters(), lr=3.5e-4, weight_decay=5e-4, fused=True)
-        _, memory, labels = _problem(B, C, encoder.width, device)
-
-        def run() -> Tensor:
-            with torch.autocast(device.type, amp):
-                x = encoder(images)
-            optimizer.zero_grad()
-            loss = form(x, memory, labels)
-            optimizer.step()
-            return loss.detach()
-
-        return run
-
-    ours, theirs = stepper(_fused), stepper(_published)
-    _check("whole step", (ours(),), (theirs(),))
-    _, fast = timed(ours, runs)
-    _, slow = timed(theirs, runs)
+def _whole_step(sizes: Sizes, device: torch.device, runs: int) -> Row:
+    """Forward, loss, backward, Adam and memory update, beside the published form and the encoder without a memory."""
+    forms = {"ours": _fused, "published": _published, "bare": _bare}
+    steps = {name: _stepper(sizes, device, form) for name, form in forms.items()}
+    batch = _batch(sizes, device)
+    _check("whole step", (steps["ours"](batch),), (steps["published"](batch),))
+    seconds = {name: timed(partial(step, batch), runs)[1] for name, step in steps.items()}
     return {
         "stage": "step, whole",
-        "arch": arch,
-        "size": size,
-        "B": B,
-        "C": C,
+        **sizes._asdict(),
         "device": device.type,
-        "amp": str(amp),
-        "ours": fast,
-        "published": slow,
-        "faster": round(slow["seconds"] / fast["seconds"], 2),
-        "images_per_second": round(B / fast["seconds"]),
+        "amp": str(amp_dtype(device, True, sizes.size[1])),
+        **seconds,
+        "faster": ratio(seconds["published"], seconds["ours"]),
+        "over_bare": ratio(seconds["ours"], seconds["bare"]),
+        "images_per_second": round(sizes.B / seconds["ours"]["seconds"]),
     }
+
+
+def _captured_step(sizes: Sizes, device: torch.device, runs: int) -> Row:
+    """The same as one CUDA graph, beside launches one by one."""
+    batch = _batch(sizes, device)
+    eager, captured = _stepper(sizes, device, _fused), _stepper(sizes, device, _fused)
+    captured = CapturedStep(captured, lambda batch: None, CudaGraphs())
+    for _ in range(2 * WARM_UP):
+        _check("captured step", (captured(batch),), (eager(batch),))
+    _, fast = timed(lambda: captured(batch), runs)
+    _, slow = timed(lambda: eager(batch), runs)
+    return {"stage": "step, captured", **sizes._asdict(), "ours": fast, "eager": slow, "faster": ratio(slow, fast)}
+
+
+def _batch(sizes: Sizes, device: torch.device) -> Batch:
+    """Images that are there already."""
+    images = torch.randn(sizes.B, 3, *sizes.size, device=device).to(memory_format=torch.channels_last)
+    labels = _problem(sizes.B, sizes.C, 1, device)[2]
+    return Batch((images,), labels, labels, labels)
+
+
+def _stepper(sizes: Sizes, device: torch.device, form: Callable[..., Tensor]) -> Callable[[Batch], Tensor]:
+    """A step of an encoder and a memory of its own, to the loss."""
+    torch.manual_seed(0)
+    amp = amp_dtype(device, True, sizes.size[1])
+    encoder = Encoder(sizes.arch, "gem", min(64, sizes.B)).to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.Adam(
+        encoder.parameters(), lr=3.5e-4, weight_decay=5e-4, fused=True, capturable=device.type == "cuda"
+    )
+    memory = _problem(sizes.B, sizes.C, encoder.width, device)[1]
+
+    def run(batch: Batch) -> Tensor:
+        with torch.autocast(device.type, amp):
+            x = encoder(batch.views[0])
+        optimizer.zero_grad()
+        loss = form(x, memory, batch.labels)
+        optimizer.step()
+        return loss.detach()
+
+    return run
+
+
+def _bare(x: Tensor, memory: Tensor, labels: Tensor) -> Tensor:
+    """No memory: the encoder's own cost."""
+    loss = x.sum()
+    loss.backward()
+    return loss
 
 
 def _fused(x: Tensor, memory: Tensor, labels: Tensor) -> Tensor:
