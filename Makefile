@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CARRIED := pytest hypothesis tyro rich safetensors pybind11 setuptools nvidia-dali-cuda120
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test check bench gpu clean
+.PHONY: demo test check bench gpu wheels clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m reid_fast.train --method cc --amp
@@ -22,11 +23,13 @@ check: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python bench/run.py --smoke
 
-# What only a CUDA device can show: the tests marked gpu, then the benchmarks with their results files.
+# What only a CUDA device can show, in stages: STAGES="parity ops" runs two of them.
 gpu: $(VENV)/.installed
-	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python bench/ops.py
-	$(BIN)/python bench/run.py
+	$(BIN)/python bench/gpu.py $(STAGES)
+
+# What a GPU machine with its own torch and no network lacks for bench/gpu.py: see CONTRIBUTING.md.
+wheels: $(VENV)/.installed
+	$(BIN)/python -m pip download --quiet --dest wheels --constraint constraints.txt $(CARRIED)
 
 # Editable, so that the sources in this folder run; compiled parts are rebuilt when theirs change.
 $(VENV)/.installed: $(SOURCES)
@@ -35,4 +38,4 @@ $(VENV)/.installed: $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info reid_fast/_C*.so
+	rm -rf $(VENV) build wheels *.egg-info reid_fast/_C*.so
