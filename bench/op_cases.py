@@ -175,7 +175,7 @@ def _method_losses(rows: Callable[..., Tensor], pick: Callable, size: int, toler
         image,
         bytes=size * D * (3300 + 32 * 58),
         operations=2 * 32 * 3300 * D,
-        launches=3,
+        launches=4,
         tolerance=tolerance,
     )
     student, teacher, weak = rows(32).requires_grad_(), rows(32), rows(32)

@@ -1,9 +1,9 @@
 """Contrast of each feature with all proxies of its identity against the hardest proxies of others.
 
-Launch 1 streams the memory and keeps, for each row, the K best negatives of a slice of the columns as sorted
-int64 keys (product above, column below, so that equal products prefer the lower column). Launch 2, one program a
-row, merges the slices, walks the positives and those negatives, and has the loss and the gradient: only these
-rows are read again.
+Launch 1 writes the products of all pairs, and beside them int32 keys that sort like the products of the negatives.
+Launch 2, one program a row, finds the n-th largest key two bits at a time and packs the row's part of the softmax, its
+positives and its n hardest negatives, into the front of that row. Launch 3 gathers the packed proxies: the only ones
+that the gradient needs.
 """
 
 import torch
@@ -12,154 +12,219 @@ import triton.language as tl
 
 from reid_fast.kernels import tiles
 
-LAST = tl.constexpr(0x7FFFFFFF)
-NONE = tl.constexpr(-(2**63))
+WIDE = tl.constexpr(128)  # rows of the workspaces are whole blocks of so many columns: loads of four, whatever C
+LOWEST = tl.constexpr(-(2**31))  # the key of what is no negative, below all others
 
 
 @triton.jit
-def pack(
+def sortable(
     products,  # float32
-    columns,  # their numbers
 ):
-    """Keys that sort by product, then by lower column."""
+    """Int32 keys in the order of the products, above LOWEST; zeros of both signs are equal."""
     bits = products.to(tl.int32, bitcast=True)
-    ordered = tl.where(bits < 0, bits ^ LAST, bits)
-    return (ordered.to(tl.int64) << 32) | (columns ^ LAST).to(tl.int64)
+    return tl.where(bits < 0, LOWEST - bits, bits)
 
 
-@triton.jit
-def best_of(
-    a,  # [ROWS, K] keys
-    b,  # [ROWS, K] keys
-    ROWS: tl.constexpr,
-    K: tl.constexpr,
-):
-    """The K largest of two sets of keys, [ROWS, K]."""
-    return tl.topk(tl.reshape(tl.join(a, b), [ROWS, 2 * K]), K)
-
-
-@triton.jit(do_not_specialize=["C", "per_slice"])
-def hardest_kernel(
+@triton.jit(do_not_specialize=["C", "blocks"])
+def score_kernel(
     x_ptr,  # [B, D] features
     memory_ptr,  # [C, D] proxies
     memory_labels_ptr,  # [C] int64
     labels_ptr,  # [B] int64
-    keys_ptr,  # [slices, B, BN] int64 out: the best negatives of a slice
+    scores_ptr,  # [B, width] float32 out: products
+    keys_ptr,  # [B, width] int32 out: `sortable` of a negative's product, LOWEST elsewhere
     B,
     C,
     D,
-    per_slice,  # columns of a slice
+    blocks,  # of WIDE columns
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Launch 1. Neither ‖x‖ nor τ changes the order of a row's products."""
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    part = tl.program_id(1)
-    first = part * per_slice
-    label = tl.load(labels_ptr + rows, mask=rows < B, other=-1)
-    best = tl.full([BM, BN], NONE, tl.int64)
-    for start in range(first, tl.minimum(first + per_slice, C), BN):
-        columns = start + tl.arange(0, BN)
-        products = tiles.product_tile(x_ptr, memory_ptr, rows, columns, B, C, D, BM, BN, BK, DOT)
-        owner = tl.load(memory_labels_ptr + columns, mask=columns < C, other=-1)
-        negative = (columns < C)[None, :] & (owner[None, :] != label[:, None])
-        best = best_of(best, tl.where(negative, pack(products, columns[None, :]), NONE), BM, BN)
-    at = keys_ptr + (part.to(tl.int64) * B + rows[:, None]) * BN + tl.arange(0, BN)[None, :]
-    tl.store(at, best, mask=rows[:, None] < B)
+    """Launch 1, programs (rows, columns). Neither ‖x‖ nor τ changes the order of a row's products."""
+    width = blocks * WIDE
+    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    columns = tl.program_id(0) * BN + tl.arange(0, BN)
+    products = tiles.product_tile(x_ptr, memory_ptr, rows, columns, B, C, D, BM, BN, BK, DOT)
+    label = tl.load(labels_ptr + rows, mask=rows < B, other=0)
+    owner = tl.load(memory_labels_ptr + columns, mask=columns < C, other=0)
+    negative = (columns < C)[None, :] & (owner[None, :] != label[:, None])
+    at = rows[:, None].to(tl.int64) * width + columns[None, :]
+    tl.store(scores_ptr + at, products, mask=rows[:, None] < B)
+    tl.store(keys_ptr + at, tl.where(negative, sortable(products), LOWEST), mask=rows[:, None] < B)
 
 
 @triton.jit
-def absorb(
-    column,  # of the proxy
-    memory_ptr,  # [C, D]
-    x,  # [BD] the feature
-    scale,  # from a product to a logit
-    d,  # [BD] its elements
-    D,
-    running_max,
-    running_sum,  # Σ e^{logit - running_max}
-    acc,  # [BD] Σ e^{logit - running_max} proxy
+def at_least(
+    keys_ptr,  # [width] of this row
+    bounds,  # [4] int32
+    width,
+    BC: tl.constexpr,
 ):
-    """Fold one proxy into the running softmax; also returns its logit and the proxy itself."""
-    proxy = tl.load(memory_ptr + column.to(tl.int64) * D + d, mask=d < D, other=0.0).to(tl.float32)
-    logit = tl.sum(proxy * x, axis=0) * scale
-    new_max = tl.maximum(running_max, logit)
-    rescale, e = tl.exp(running_max - new_max), tl.exp(logit - new_max)
-    return new_max, running_sum * rescale + e, acc * rescale + proxy * e, logit, proxy
+    """How many keys reach each bound, [4]."""
+    count = tl.zeros([4, BC], tl.int32)
+    for start in range(0, width, BC):
+        columns = start + tl.arange(0, BC)
+        keys = tl.load(keys_ptr + columns, mask=columns < width, other=LOWEST)
+        count += (keys[None, :] >= bounds[:, None]).to(tl.int32)
+    return tl.sum(count, axis=1)
 
 
-@triton.jit(do_not_specialize=["C", "slices"])
-def finish_kernel(
+@triton.jit
+def smallest_taken(
+    keys_ptr,  # [width] of this row
+    wanted,  # how many keys shall be taken
+    C,
+    width,
+    BC: tl.constexpr,
+):
+    """(a key that at least `wanted` keys reach, and more only where they tie with it; how many keys exceed it)."""
+    smallest, reached, shift = LOWEST + 0, C, 30
+    while (reached != wanted) & (shift >= 0):
+        bounds = smallest + (tl.arange(0, 4) << shift)
+        count = at_least(keys_ptr, bounds, width, BC)
+        smallest = tl.max(tl.where(count >= wanted, bounds, LOWEST), axis=0)
+        reached = tl.max(tl.where(bounds == smallest, count, 0), axis=0)
+        shift -= 2
+    above = tl.max(at_least(keys_ptr, smallest + 1 + tl.zeros([4], tl.int32), width, BC), axis=0)
+    return smallest, above
+
+
+@triton.jit(do_not_specialize=["C", "blocks", "negatives"])
+def select_kernel(
     x_ptr,  # [B, D] features
-    memory_ptr,  # [C, D] proxies
-    memory_labels_ptr,  # [C] int64
-    labels_ptr,  # [B] int64
     weights_ptr,  # [B], with HAS_WEIGHTS
-    keys_ptr,  # [slices, B, K] int64 from launch 1
-    losses_ptr,  # [B] out: weighted
-    gradient_ptr,  # [B, D] out, with GRAD
+    scores_ptr,  # [B, width] float32 products; out: those of the packed columns
+    keys_ptr,  # [B, width] int32 keys of launch 1; out: the packed columns, positives as -1 - column
+    packed_ptr,  # [B] int32 out: how many
+    shares_ptr,  # [B] float32 out: 1 / positives
+    log_z_ptr,  # [B] float32 out: the normaliser of the softmax
+    scales_ptr,  # [B] float32 out: 1/‖x‖
+    losses_ptr,  # [B] float32 out: weighted
     B,
     C,
     D,
-    slices,
-    negatives,  # how many are taken, at most K
+    blocks,  # of WIDE columns
+    negatives,  # how many are wanted
     temperature,
-    K: tl.constexpr,
+    BC: tl.constexpr,  # columns that are read at once
     BD: tl.constexpr,  # at least D
-    BC: tl.constexpr,  # labels of the memory that are read at once
     NORMALIZE: tl.constexpr,
     HAS_WEIGHTS: tl.constexpr,
-    GRAD: tl.constexpr,
 ):
     """Launch 2, one program a row."""
+    width = blocks * WIDE
     row = tl.program_id(0).to(tl.int64)
+    scores_ptr += row * width
+    keys_ptr += row * width
     d = tl.arange(0, BD)
     x = tl.load(x_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
     norm_scale = 1.0
     if NORMALIZE:
         norm_scale = 1.0 / tl.maximum(tl.sqrt(tl.sum(x * x, axis=0)), 1e-12)
     scale = norm_scale / temperature
-    label = tl.load(labels_ptr + row)
-    running_max = float("-inf")
-    running_sum = 0.0
-    acc = tl.zeros([BD], tl.float32)
-    positives = tl.zeros([BD], tl.float32)  # their sum
-    logit_sum = 0.0  # over positives
-    count = 0  # of positives
-    for start in range(0, C, BC):
+    # The largest product is a positive's or that of the hardest negative: in the softmax either way.
+    largest = tl.full([BC], float("-inf"), tl.float32)
+    positive_sum = tl.zeros([BC], tl.float32)
+    count = tl.zeros([BC], tl.int32)
+    for start in range(0, width, BC):
         columns = start + tl.arange(0, BC)
-        owner = tl.load(memory_labels_ptr + columns, mask=columns < C, other=-1)
-        mine = (owner == label) & (columns < C)
-        column = tl.min(tl.where(mine, columns, LAST), axis=0)
-        while column < LAST:
-            running_max, running_sum, acc, logit, proxy = absorb(
-                column, memory_ptr, x, scale, d, D, running_max, running_sum, acc
-            )
-            positives += proxy
-            logit_sum += logit
-            count += 1
-            column = tl.min(tl.where(mine & (columns > column), columns, LAST), axis=0)
-    k = tl.arange(0, K)
-    best = tl.full([1, K], NONE, tl.int64)
-    for part in range(slices):
-        best = best_of(best, tl.load(keys_ptr + (part * B + row) * K + k)[None, :], 1, K)
-    best = tl.reshape(best, [K])
-    for i in range(negatives):
-        key = tl.max(tl.where(k == i, best, NONE), axis=0)
-        if key != NONE:
-            column = (key & LAST).to(tl.int32) ^ LAST
-            running_max, running_sum, acc, logit, proxy = absorb(
-                column, memory_ptr, x, scale, d, D, running_max, running_sum, acc
-            )
+        products = tl.load(scores_ptr + columns, mask=columns < width, other=0.0)
+        keys = tl.load(keys_ptr + columns, mask=columns < width, other=0)
+        positive = (keys == LOWEST) & (columns < C)
+        largest = tl.maximum(largest, tl.where(columns < C, products, float("-inf")))
+        positive_sum += tl.where(positive, products, 0.0)
+        count += positive.to(tl.int32)
+    shift = tl.max(largest, axis=0) * scale
+    positives = tl.sum(count, axis=0)
+    wanted = tl.minimum(negatives, C - positives)
+    smallest, above = smallest_taken(keys_ptr, wanted, C, width, BC)
+    tied = wanted - above  # how many of the keys that equal the smallest: the first ones
+    packed = 0
+    seen = 0  # ties
+    sums = tl.zeros([BC], tl.float32)
+    for start in range(0, width, BC):
+        columns = start + tl.arange(0, BC)
+        products = tl.load(scores_ptr + columns, mask=columns < width, other=0.0)
+        keys = tl.load(keys_ptr + columns, mask=columns < width, other=LOWEST)
+        positive = (keys == LOWEST) & (columns < C)
+        tie = ((keys == smallest) & (keys != LOWEST)).to(tl.int32)
+        first_ties = (tie > 0) & (seen + tl.cumsum(tie, axis=0) <= tied)
+        taken = positive | (keys > smallest) & (keys != LOWEST) | first_ties
+        sums += tl.where(taken, tl.exp(products * scale - shift), 0.0)
+        at = packed + tl.cumsum(taken.to(tl.int32), axis=0) - 1
+        tl.debug_barrier()  # what is packed may lie where other threads have just read
+        tl.store(scores_ptr + at, products, mask=taken)
+        tl.store(keys_ptr + at, tl.where(positive, -1 - columns, columns), mask=taken)
+        packed += tl.sum(taken.to(tl.int32), axis=0)
+        seen += tl.sum(tie, axis=0)
     weight = 1.0 / B
     if HAS_WEIGHTS:
         weight = tl.load(weights_ptr + row).to(tl.float32)
-    tl.store(losses_ptr + row, (running_max + tl.log(running_sum) - logit_sum / count) * weight)
-    if GRAD:
-        h = (acc / running_sum - positives / count) * (weight / temperature)
-        tl.store(gradient_ptr + row * D + d, tiles.through_norm(h, x, norm_scale, NORMALIZE), mask=d < D)
+    share = 1.0 / tl.maximum(positives, 1)
+    some = positives > 0
+    log_z = shift + tl.log(tl.where(some, tl.sum(sums, axis=0), 1.0))
+    loss = (log_z - tl.sum(positive_sum, axis=0) * scale * share) * weight
+    tl.store(packed_ptr + row, tl.where(some, packed, 0))
+    tl.store(shares_ptr + row, share)
+    tl.store(log_z_ptr + row, log_z)
+    tl.store(scales_ptr + row, norm_scale)
+    tl.store(losses_ptr + row, tl.where(some, loss, 0.0))
+
+
+@triton.jit(do_not_specialize=["blocks"])
+def gradient_kernel(
+    x_ptr,  # [B, D] features
+    memory_ptr,  # [C, D] proxies
+    weights_ptr,  # [B], with HAS_WEIGHTS
+    scores_ptr,  # [B, width] float32 from launch 2
+    keys_ptr,  # [B, width] int32 from launch 2
+    packed_ptr,  # [B] int32 from launch 2
+    shares_ptr,  # [B] float32 from launch 2
+    log_z_ptr,  # [B] float32 from launch 2
+    scales_ptr,  # [B] float32 from launch 2
+    gradient_ptr,  # [B, D] float32 out
+    B,
+    D,
+    blocks,  # of WIDE columns
+    temperature,
+    BC: tl.constexpr,  # proxies that are gathered at once
+    BD: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
+):
+    """Launch 3, programs (row, BD elements of it): Σ ∂loss/∂product times proxy, then through the norm.
+
+    The norm takes from the gradient h of the unit feature u its part along u; h·u is a sum of products that are known.
+    """
+    width = blocks * WIDE
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * BD + tl.arange(0, BD)
+    packed = tl.load(packed_ptr + row)
+    share, log_z, norm_scale = tl.load(shares_ptr + row), tl.load(log_z_ptr + row), tl.load(scales_ptr + row)
+    weight = 1.0 / B
+    if HAS_WEIGHTS:
+        weight = tl.load(weights_ptr + row).to(tl.float32)
+    h = tl.zeros([BC, BD], tl.float32)
+    along = tl.zeros([BC], tl.float32)
+    for start in range(0, packed, BC):
+        place = start + tl.arange(0, BC)
+        inside = place < packed
+        product = tl.load(scores_ptr + row * width + place, mask=inside, other=0.0) * norm_scale
+        column = tl.load(keys_ptr + row * width + place, mask=inside, other=0)
+        by_product = tl.exp(product / temperature - log_z) - tl.where(column < 0, share, 0.0)
+        by_product = tl.where(inside, by_product * (weight / temperature), 0.0)
+        column = tl.where(column < 0, -1 - column, column).to(tl.int64)
+        at = memory_ptr + column[:, None] * D + d[None, :]
+        proxies = tl.load(at, mask=inside[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
+        h += by_product[:, None] * proxies
+        along += by_product * product
+    gradient = tl.sum(h, axis=0)
+    if NORMALIZE:
+        unit = tl.load(x_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32) * norm_scale
+        gradient = (gradient - unit * tl.sum(along, axis=0)) * norm_scale
+    tl.store(gradient_ptr + row * D + d, gradient, mask=d < D)
 
 
 def camera_nce(
@@ -173,39 +238,50 @@ def camera_nce(
     normalize: bool,
     needs_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss, gradient [B, D] or [0]) in float32. Three launches."""
+    """(loss, gradient [B, D] or [0]) in float32. Three launches and a sum; 8 bytes of workspace a pair."""
     (B, D), C = x.shape, memory.shape[0]
-    K = max(16, triton.next_power_of_2(negatives))
-    # One tile holds as many columns as the answer: the sort of both together is as narrow as it can be.
-    sizes = tiles.plan(x, memory) | {"BM": 16, "BN": K, "num_warps": 4 if K <= 64 else 8, "num_stages": 3}
-    row_blocks = triton.cdiv(B, sizes["BM"])
-    slices, per_slice = tiles.split(C, K, row_blocks, x.device)
+    blocks = triton.cdiv(C, WIDE.value)
+    width = blocks * WIDE.value
+    # Few rows: narrow tiles are what makes a program for every multiprocessor.
+    sizes = tiles.plan(x, memory) | {"BN": 32 if B <= 64 else 64, "num_warps": 4}
+    x, memory = x.contiguous(), memory.contiguous()
+    scores = tiles.empty(x, B, width)
+    keys = torch.empty((B, width), dtype=torch.int32, device=x.device)
     losses = tiles.empty(x, B)
-    gradient = tiles.empty(x, B, D) if needs_grad else tiles.empty(x, 0)
-    shared = {
-        "x_ptr": x.contiguous(),
-        "memory_ptr": memory.contiguous(),
-        "memory_labels_ptr": memory_labels.contiguous(),
-        "labels_ptr": labels.contiguous(),
-        "keys_ptr": torch.empty((slices, B, K), dtype=torch.int64, device=x.device),
-        "B": B,
-        "C": C,
-        "D": D,
-    }
-    hardest_kernel[(row_blocks, slices)](per_slice=per_slice, **shared, **sizes)
-    finish_kernel[(B,)](
-        weights_ptr=weights,
-        losses_ptr=losses,
-        gradient_ptr=gradient,
-        slices=slices,
-        negatives=negatives,
-        temperature=temperature,
-        K=K,
-        BD=triton.next_power_of_2(D),
-        BC=1024,
-        NORMALIZE=normalize,
-        HAS_WEIGHTS=weights is not None,
-        GRAD=needs_grad,
-        **shared,
+    gradient = tiles.empty(x, *x.shape) if needs_grad else tiles.empty(x, 0)
+    score_kernel[(width // sizes["BN"], triton.cdiv(B, sizes["BM"]))](
+        x_ptr=x,
+        memory_ptr=memory,
+        memory_labels_ptr=memory_labels.contiguous(),
+        labels_ptr=labels.contiguous(),
+        scores_ptr=scores,
+        keys_ptr=keys,
+        B=B,
+        C=C,
+        D=D,
+        blocks=blocks,
+        **sizes,
     )
+    shared = {
+        "x_ptr": x,
+        "weights_ptr": None if weights is None else weights.contiguous(),
+        "scores_ptr": scores,
+        "keys_ptr": keys,
+        "packed_ptr": torch.empty(B, dtype=torch.int32, device=x.device),
+        "shares_ptr": tiles.empty(x, B),
+        "log_z_ptr": tiles.empty(x, B),
+        "scales_ptr": tiles.empty(x, B),
+        "B": B,
+        "D": D,
+        "blocks": blocks,
+        "temperature": temperature,
+        "NORMALIZE": normalize,
+        "HAS_WEIGHTS": weights is not None,
+    }
+    select_kernel[(B,)](
+        losses_ptr=losses, C=C, negatives=negatives, BC=1024, BD=triton.next_power_of_2(D), num_warps=16, **shared
+    )
+    if needs_grad:
+        BD = min(512, max(16, triton.next_power_of_2(D)))
+        gradient_kernel[(B, triton.cdiv(D, BD))](memory_ptr=memory, gradient_ptr=gradient, BC=16, BD=BD, **shared)
     return losses.sum(), gradient

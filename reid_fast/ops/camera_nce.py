@@ -27,8 +27,8 @@ def camera_nce_ref(
     positive = labels[:, None] == memory_labels
     chosen = positive | _hardest(similarity.detach(), positive, negatives)
     log_p = (similarity / temperature).masked_fill(~chosen, -torch.inf).log_softmax(1)
-    losses = -log_p.masked_fill(~positive, 0).sum(1) / positive.sum(1)
-    return losses.mean() if weights is None else losses @ weights.to(x.dtype)
+    losses = -log_p.masked_fill(~positive, 0).sum(1) / positive.sum(1).clamp(min=1)
+    return losses.sum() / max(1, len(x)) if weights is None else losses @ weights.to(x.dtype)
 
 
 def camera_nce(
@@ -46,26 +46,27 @@ def camera_nce(
 
     ℓ_i = -(1/|P_i|) Σ_{r∈P_i} log( e^{a_r/τ} / Σ_{z∈P_i∪Q_i} e^{a_z/τ} ) with a = x_i·memory, P_i the proxies of label
     i and Q_i the `negatives` others of largest a: the lower row on ties, all of them where there are fewer. The loss is
-    Σ_i w_i ℓ_i; the gradient flows to `x` alone. CAP's intra-camera contrast is `cluster_nce` with `spans`.
+    Σ_i w_i ℓ_i; the gradient flows to `x` alone. A feature whose label no proxy has takes no part: its ℓ_i and its
+    gradient are 0. CAP's intra-camera contrast is `cluster_nce` with `spans`.
 
     Args:
         x: [B, D] features of any float type; L2-normalised here unless `normalize` is false.
         memory: [C, D] proxies, one per (camera, cluster).
         memory_labels: [C] int64, the cluster of each proxy.
-        labels: [B] int64, the cluster of each feature; it has at least one proxy.
+        labels: [B] int64, the cluster of each feature.
         temperature: τ, positive.
-        negatives: how many hard negatives, at most 128.
+        negatives: how many hard negatives, at least one.
         weights: [B] w; 1/B by default. `camera_weights` gives the published sum of per-camera means.
 
     Returns:
         The loss, a float32 scalar.
 
     Raises:
-        ValueError: `negatives` out of range, or a temperature that is not positive.
+        ValueError: no negatives, or a temperature that is not positive.
     """
     _numerics.check_temperature(temperature)
-    if not 1 <= negatives <= 128:
-        raise ValueError(f"negatives must be 1..128, not {negatives}")
+    if negatives < 1:
+        raise ValueError(f"negatives must be at least 1, not {negatives}")
     return _op(x, memory, memory_labels, labels, temperature, negatives, weights, normalize, needs_grad(x))[0]
 
 
@@ -76,13 +77,11 @@ def camera_weights(cams: Tensor) -> Tensor:
 
 def _hardest(similarity: Tensor, positive: Tensor, negatives: int) -> Tensor:
     """[B, C] bool: the `negatives` largest similarities among the rest, the lower column on ties."""
-    column = torch.arange(similarity.shape[1], device=similarity.device)
-    # Sortable integers: the float's bits, then the column counted from the end.
-    bits = similarity.float().view(torch.int32)
-    keys = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32 | 0x7FFFFFFF - column
-    keys.masked_fill_(positive, torch.iinfo(torch.int64).min)
-    best = keys.topk(min(negatives, len(column)), dim=1).indices
-    return torch.zeros_like(positive).scatter_(1, best, True) & ~positive
+    others = similarity.masked_fill(positive, -torch.inf)
+    last = others.topk(min(negatives, others.shape[1]), dim=1).values[:, -1:]
+    above, tie = ~(others <= last), others == last  # NaN is above
+    tied = tie & (tie.cumsum(1) <= negatives - above.sum(1, keepdim=True))
+    return (above | tied) & ~positive
 
 
 def _cpu(
@@ -104,12 +103,14 @@ def _cpu(
     log_p = similarity.div_(temperature).masked_fill_(~chosen, -torch.inf).log_softmax(1)
     q = F.normalize(positive.to(unit.dtype), p=1)
     losses = -(q * log_p.masked_fill(~positive, 0)).sum(1)
-    weights = unit.new_full((len(x),), 1 / len(x)) if weights is None else weights.to(unit.dtype)
+    weights = unit.new_full((len(x),), 1 / max(1, len(x))) if weights is None else weights.to(unit.dtype)
     loss = losses @ weights
     if not needs_grad:
         return loss, loss.new_empty(0)
-    by_score = log_p.exp_().sub_(q).mul_((weights / temperature)[:, None])
-    return loss, _numerics.pull_back(by_score, memory, unit, norm)
+    pulled = weights / temperature * positive.any(1)
+    by_score = log_p.exp_().sub_(q).mul_(pulled[:, None])
+    # All but the chosen are zero: the product gathers some fifty rows of the memory a feature.
+    return loss, _numerics.pull_back(by_score.to_sparse(), memory, unit, norm)
 
 
 _op = register_loss(

@@ -20,6 +20,8 @@ def literal(x, memory, memory_labels, labels, temperature, negatives, weights=No
     for i in range(len(x)):
         a = memory @ x[i]
         positive = (memory_labels == labels[i]).nonzero()[:, 0].tolist()
+        if not positive:
+            continue
         others = [c for c in range(len(memory)) if c not in positive]
         hardest = sorted(others, key=lambda c: (-a[c].item(), c))[:negatives]
         log_z = torch.logsumexp(a[positive + hardest] / temperature, 0)
@@ -79,6 +81,59 @@ def test_ties_take_the_lower_row_and_few_negatives_are_enough(device):
             torch.testing.assert_close(gradient, expected[1])
 
 
+@pytest.mark.parametrize("negatives", [1, 130, 1100, 5000])
+def test_ties_over_many_columns(negatives, device):
+    """Small whole numbers: exact products, of both signs and zeros of both signs, each of them many times."""
+    x, memory = torch.randint(-2, 3, (3, 4)).float(), torch.randint(-2, 3, (2500, 4)).float()
+    case = (memory, torch.randint(900, (2500,)), torch.randint(900, (3,)), 2.0, negatives)
+    expected, gradient = with_gradient(literal, x.double(), memory.double(), *case[1:], normalize=False)
+    loss, by_x = kernel.camera_nce(*on(device, x, *case, None, False, True))
+    for value, by in (with_gradient(camera_nce, x, *case, normalize=False), (loss.cpu(), by_x.cpu())):
+        torch.testing.assert_close(value, expected.float())
+        torch.testing.assert_close(by, gradient.float(), atol=1e-6, rtol=1e-5)
+
+
+def test_strided_arguments(device):
+    x, memory, memory_labels, labels = problem(5, 23, 7, 9)
+    for weights in (torch.rand(5), torch.rand(1).expand(5)):
+        expected, gradient = _op(x, memory, memory_labels, labels, 0.3, 4, weights, True, True)
+        spread = [t.repeat_interleave(2, 0)[::2] for t in (x.T, memory.T, memory_labels, labels, weights)]
+        strided = [spread[0].T, spread[1].T, *spread[2:4], 0.3, 4, spread[4] if weights.stride(0) else weights]
+        loss, by_x = kernel.camera_nce(*on(device, *strided, True, True))
+        torch.testing.assert_close(loss.cpu(), expected)
+        torch.testing.assert_close(by_x.cpu(), gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_labels_without_a_proxy_take_no_part(device):
+    x, memory, memory_labels, labels = problem(5, 23, 7, 9)
+    labels[1], labels[3] = -1, 7
+    case = (memory, memory_labels, labels, 0.3, 4)
+    expected, gradient = with_gradient(literal, x, *case)
+    assert gradient[1].norm() == gradient[3].norm() == 0 != gradient[0].norm()
+    fused = kernel.camera_nce(*on(device, x, *case, None, True, True))
+    for loss, by_x in (with_gradient(camera_nce, x, *case), with_gradient(camera_nce_ref, x, *case), fused):
+        torch.testing.assert_close(loss.cpu(), expected)
+        torch.testing.assert_close(by_x.cpu(), gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_a_proxy_that_is_no_number_is_not_passed_over(device):
+    x, memory, memory_labels, labels = problem(5, 23, 7, 9)
+    memory[11] = torch.nan
+    case = (x, memory, memory_labels, labels, 0.3, 4)
+    for loss in (camera_nce(*case), camera_nce_ref(*case), kernel.camera_nce(*on(device, *case, None, True, True))[0]):
+        assert loss.isnan()
+
+
+@pytest.mark.parametrize(("B", "C"), [(0, 5), (3, 0), (0, 0)])
+def test_nothing_to_contrast_is_no_loss(B, C, device):
+    x, memory, memory_labels, labels = torch.randn(B, 4), torch.randn(C, 4), torch.arange(C), torch.arange(B)
+    case = (memory, memory_labels, labels, 0.3, 4)
+    fused = kernel.camera_nce(*on(device, x, *case, None, True, True))
+    for loss, by_x in (with_gradient(camera_nce, x, *case), with_gradient(camera_nce_ref, x, *case), fused):
+        assert loss == 0
+        assert torch.equal(by_x.cpu(), torch.zeros(B, 4))
+
+
 def proxies():
     """Camera proxies of the golden CAP case: (memory, labels, spans of the cameras)."""
     features, cams = unit_phi(12, 0.5), torch.arange(12) // 4
@@ -121,9 +176,9 @@ def test_gradcheck(loss):
     assert torch.autograd.gradcheck(lambda x: loss(x, *rest, 0.3, 3), x.requires_grad_())
 
 
-@pytest.mark.parametrize("negatives", [0, 200])
-def test_a_number_of_negatives_out_of_range_is_refused(negatives):
-    with pytest.raises(ValueError, match="negatives"):
+@pytest.mark.parametrize("negatives", [0, -3])
+def test_no_negatives_are_refused(negatives):
+    with pytest.raises(ValueError, match="negatives must be at least 1"):
         camera_nce(*problem(4, 12, 5, 6), 0.3, negatives)
 
 
