@@ -2,7 +2,9 @@
 
 Programs walk the output in memory order, (row, column, channel) of one image, so that stores and almost all
 loads are whole lines; each value finds its own source pixel. Pixels outside the source are black, as padding
-before a crop.
+before a crop. A blur runs down the columns in a launch of its own, into a float32 workspace, and along the rows in
+the main one: 2(2r + 1) taps a value instead of (2r + 1)². H and W are constants of a run: divisions by them are
+multiplications.
 """
 
 import torch
@@ -19,8 +21,8 @@ def pixel(
     top,  # of the crop
     left,
     flip,  # whether the image is mirrored
-    H,
-    W,
+    H: tl.constexpr,
+    W: tl.constexpr,
     inside,  # [BLOCK] which values are wanted
     GREY: tl.constexpr,
 ):
@@ -50,30 +52,44 @@ def reflect(
 
 
 @triton.jit
-def blurred(
-    image_ptr,  # from here the arguments of `pixel`
-    y,
-    x,
-    channel,
-    top,
-    left,
-    flip,
+def blur_radius(
     sigma,  # of the Gaussian, in pixels
-    H,
-    W,
-    inside,
-    GREY: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
 ):
-    """Gaussian of radius ⌈3σ⌉ around (y, x): few images are blurred, so both axes are summed at once."""
-    radius = tl.ceil(3 * sigma).to(tl.int32)
+    """⌈3σ⌉, at most what the borders of an image can reflect."""
+    return tl.minimum(tl.ceil(3 * sigma), min(H, W) - 1.0).to(tl.int32)
+
+
+@triton.jit
+def tap_weight(
+    distance,  # from the centre
+    sigma,
+):
+    """What a tap of the Gaussian counts, before the division by their sum."""
+    return tl.exp(-(distance * distance) / (2 * sigma * sigma))
+
+
+@triton.jit
+def blurred_rows(
+    columns_ptr,  # [H, W, 3] float32, an image blurred down its columns
+    y,  # [BLOCK]
+    x,  # [BLOCK]
+    channel,  # [BLOCK]
+    sigma,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    inside,  # [BLOCK] which values are wanted
+):
+    """The image blurred along its rows too, at (y, x), [BLOCK], rounded to 8 bits."""
+    radius = blur_radius(sigma, H, W)
     total = tl.zeros_like(y).to(tl.float32)
     mass = 0.0
-    for dy in range(-radius, radius + 1):
-        for dx in range(-radius, radius + 1):
-            weight = tl.exp(-(dy * dy + dx * dx) / (2 * sigma * sigma))
-            ny, nx = reflect(y + dy, H), reflect(x + dx, W)
-            total += weight * pixel(image_ptr, ny, nx, channel, top, left, flip, H, W, inside, GREY)
-            mass += weight
+    for dx in range(-radius, radius + 1):
+        weight = tap_weight(dx, sigma)
+        at = columns_ptr + (y * W + reflect(x + dx, W)) * 3 + channel
+        total += weight * tl.load(at, mask=inside, other=0.0)
+        mass += weight
     return tl.floor(total / mass + 0.5)
 
 
@@ -89,6 +105,42 @@ def by_channel(
 
 
 @triton.jit
+def blur_kernel(
+    images_ptr,  # [N, H, W, 3] uint8
+    index_ptr,  # [B] int64
+    flip_ptr,  # [B] bool
+    crop_ptr,  # [B, 2] int32: top, left
+    blur_ptr,  # [B] float32 σ
+    columns_ptr,  # [B, H, W, 3] float32 out: where σ > 0, the cropped image blurred down its columns
+    N,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    GREY: tl.constexpr,
+    BLOCK: tl.constexpr,  # values a program
+):
+    """Programs (image, block of values) in one axis."""
+    blocks: tl.constexpr = (3 * H * W + BLOCK - 1) // BLOCK
+    image = tl.program_id(0) // blocks
+    sigma = tl.load(blur_ptr + image).to(tl.float32)
+    if sigma > 0:
+        place = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+        channel, x, y = place % 3, place // 3 % W, place // 3 // W
+        source = tl.load(index_ptr + image).to(tl.int64)
+        inside = (place < 3 * H * W) & (source >= 0) & (source < N)
+        flip = tl.load(flip_ptr + image) != 0
+        top, left = tl.load(crop_ptr + 2 * image), tl.load(crop_ptr + 2 * image + 1)
+        radius = blur_radius(sigma, H, W)
+        total = tl.zeros([BLOCK], tl.float32)
+        mass = 0.0
+        for dy in range(-radius, radius + 1):
+            weight = tap_weight(dy, sigma)
+            image_ptr = images_ptr + source * (3 * H * W)
+            total += weight * pixel(image_ptr, reflect(y + dy, H), x, channel, top, left, flip, H, W, inside, GREY)
+            mass += weight
+        tl.store(columns_ptr + image.to(tl.int64) * (3 * H * W) + place, total / mass, mask=inside)
+
+
+@triton.jit
 def augment_kernel(
     images_ptr,  # [N, H, W, 3] uint8
     index_ptr,  # [B] int64
@@ -96,9 +148,11 @@ def augment_kernel(
     crop_ptr,  # [B, 2] int32: top, left
     erase_ptr,  # [B, 4] int32: top, left, height, width
     blur_ptr,  # [B] float32 σ, with HAS_BLUR
+    columns_ptr,  # [B, H, W, 3] float32 from `blur_kernel`, with HAS_BLUR
     out_ptr,  # [B, H, W, 3]
-    H,
-    W,
+    N,
+    H: tl.constexpr,
+    W: tl.constexpr,
     centre0,  # what is subtracted from a value, by channel
     centre1,
     centre2,
@@ -112,26 +166,32 @@ def augment_kernel(
     HAS_BLUR: tl.constexpr,
     BLOCK: tl.constexpr,  # values a program
 ):
-    """Programs (block of values, image)."""
-    image = tl.program_id(1)
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < 3 * H * W
+    """Programs (image, block of values) in one axis. An image that does not exist, or cannot be blurred so, is NaN."""
+    blocks: tl.constexpr = (3 * H * W + BLOCK - 1) // BLOCK
+    image = tl.program_id(0) // blocks
+    start = image.to(tl.int64) * (3 * H * W)
+    place = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     channel, x, y = place % 3, place // 3 % W, place // 3 // W
-    image_ptr = images_ptr + tl.load(index_ptr + image).to(tl.int64) * H * W * 3
+    source = tl.load(index_ptr + image).to(tl.int64)
+    known = (source >= 0) & (source < N)
+    inside = (place < 3 * H * W) & known
     flip = tl.load(flip_ptr + image) != 0
     top, left = tl.load(crop_ptr + 2 * image), tl.load(crop_ptr + 2 * image + 1)
-    sigma = tl.load(blur_ptr + image) if HAS_BLUR else 0.0
-    if sigma > 0:
-        value = blurred(image_ptr, y, x, channel, top, left, flip, sigma, H, W, inside, GREY)
-    else:
-        value = pixel(image_ptr, y, x, channel, top, left, flip, H, W, inside, GREY)
+    image_ptr = images_ptr + source * (3 * H * W)
+    value = pixel(image_ptr, y, x, channel, top, left, flip, H, W, inside, GREY)
+    if HAS_BLUR:
+        sigma = tl.load(blur_ptr + image).to(tl.float32)
+        if sigma > 0:
+            value = blurred_rows(columns_ptr + start, y, x, channel, sigma, H, W, inside)
+            known = known & (3 * sigma <= min(H, W) - 1)
     value -= by_channel(channel, centre0, centre1, centre2)
     value *= by_channel(channel, scale0, scale1, scale2)
     e_top, e_left = tl.load(erase_ptr + 4 * image), tl.load(erase_ptr + 4 * image + 1)
     e_height, e_width = tl.load(erase_ptr + 4 * image + 2), tl.load(erase_ptr + 4 * image + 3)
     erased = (y >= e_top) & (y < e_top + e_height) & (x >= e_left) & (x < e_left + e_width)
     value = tl.where(erased, by_channel(channel, fill0, fill1, fill2), value)
-    tl.store(out_ptr + image.to(tl.int64) * H * W * 3 + place, value.to(out_ptr.dtype.element_ty), mask=inside)
+    value = tl.where(known, value, float("nan"))
+    tl.store(out_ptr + start + place, value.to(out_ptr.dtype.element_ty), mask=place < 3 * H * W)
 
 
 def augment(
@@ -147,23 +207,33 @@ def augment(
     fill: list[float],
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """[B, 3, H, W] channels_last. One launch."""
-    (_, H, W, _), B, BLOCK = images.shape, len(index), 1024
+    """[B, 3, H, W] channels_last. One launch, and one before it that blurs."""
+    (N, H, W, _), B, BLOCK = images.shape, len(index), 1024
     out = torch.empty((B, H, W, 3), dtype=dtype, device=images.device)
     by_name = {"centre": centre, "scale": scale, "fill": fill}
-    augment_kernel[(triton.cdiv(3 * H * W, BLOCK), B)](
-        images_ptr=images,
-        index_ptr=index.contiguous(),
-        flip_ptr=flip.contiguous(),
-        crop_ptr=crop.contiguous(),
+    grid = (B * triton.cdiv(3 * H * W, BLOCK),)
+    shared = {
+        "images_ptr": images,
+        "index_ptr": index.contiguous(),
+        "flip_ptr": flip.contiguous(),
+        "crop_ptr": crop.contiguous(),
+        "blur_ptr": None,
+        "columns_ptr": None,
+        "N": N,
+        "H": H,
+        "W": W,
+        "GREY": grey,
+        "BLOCK": BLOCK,
+    }
+    if blur is not None:
+        shared["blur_ptr"] = blur.contiguous()
+        shared["columns_ptr"] = torch.empty((B, H, W, 3), dtype=torch.float32, device=images.device)
+        blur_kernel[grid](**shared)
+    augment_kernel[grid](
         erase_ptr=erase.contiguous(),
-        blur_ptr=blur,
         out_ptr=out,
-        H=H,
-        W=W,
         **{f"{name}{channel}": values[channel] for name, values in by_name.items() for channel in range(3)},
-        GREY=grey,
         HAS_BLUR=blur is not None,
-        BLOCK=BLOCK,
+        **shared,
     )
     return out.permute(0, 3, 1, 2)

@@ -34,10 +34,11 @@ def augment(
 
     Args:
         images: [N, H, W, 3] uint8, contiguous.
-        index: [B] int64, which images.
+        index: [B] int64 in [0, N), which images.
         flip: [B] bool, mirror left and right.
         crop: [B, 2] int32, top and left of the H×W crop relative to the image; what lies outside is black.
-        erase: [B, 4] int32: top, left, height, width of the erased rectangle; height 0 = none.
+        erase: [B, 4] int32: top, left, height, width of the erased rectangle, which may reach over the borders; height
+            0 = none.
         mean, std: three numbers each, for values in [0, 1].
         fill: three numbers, the erased rectangle after normalisation.
         blur: [B] float32, Gaussian σ in pixels (radius ⌈3σ⌉, borders reflected, rounded to 8 bits); 0 = none.
@@ -48,7 +49,8 @@ def augment(
         [B, 3, H, W] in memory format channels_last.
 
     Raises:
-        ValueError: images of another shape, type or stride, or (on the CPU) too small for the blur to be reflected.
+        ValueError: images of another shape, type or stride. On the CPU also an index out of range, and an image too
+            small for its blur to be reflected; on CUDA, where nothing waits to check them, such an image is NaN.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.is_contiguous():
         raise ValueError(f"images must be contiguous [N, H, W, 3] uint8, not {images.dtype} {list(images.shape)}")
@@ -79,13 +81,15 @@ def _cpu(
     out = out.view(B, H, W, 3)
     for i, (top, left, height, width) in enumerate(erase.tolist()):
         if height:
-            out[i, top : top + height, left : left + width] = torch.tensor(fill)
+            out[i, max(0, top) : max(0, top + height), max(0, left) : max(0, left + width)] = torch.tensor(fill)
     return out.to(dtype).permute(0, 3, 1, 2)
 
 
 def _gather(images: Tensor, index: Tensor, flip: Tensor, crop: Tensor) -> Tensor:
     """[B, H, W, 3] uint8: the chosen images, flipped, then cropped with black around."""
-    H, W = images.shape[1:3]
+    N, H, W = images.shape[:3]
+    if not torch.all((index >= 0) & (index < N)):
+        raise ValueError(f"images have the indices 0..{N - 1}, not {index.min()}..{index.max()}")
     pixels = images.new_zeros(len(index), *images.shape[1:])
     for out, i, mirrored, (top, left) in zip(pixels, index.tolist(), flip.tolist(), crop.tolist(), strict=True):
         image = images[i].flip(1) if mirrored else images[i]
@@ -99,8 +103,8 @@ def _filter(pixels: Tensor, grey: bool, blur: Tensor | None) -> Tensor:
     """[B, H, W, 3] uint8 images, grey or blurred where asked."""
     if grey:
         pixels = _round(pixels.float() @ torch.tensor(LUMINANCE))[..., None].expand_as(pixels).contiguous()
-    if blur is not None and blur.any():
-        for part in blur.nonzero()[:, 0].split(max(1, _CACHED // pixels[:1].numel())):
+    if blur is not None and (blur > 0).any():
+        for part in (blur > 0).nonzero()[:, 0].split(max(1, _CACHED // pixels[:1].numel())):
             pixels[part] = _blur(pixels[part], blur[part])
     return pixels
 

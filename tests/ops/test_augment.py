@@ -67,6 +67,13 @@ CASES = {
 }
 
 
+def fused(images, index, flip, crop, erase, blur, grey, device="cpu"):
+    """What the kernels make of a problem."""
+    centre, scale = [255 * m for m in MEAN], [1 / (255 * s) for s in STD]
+    on = [t if t is None else t.to(device) for t in (images, index, flip, crop, erase, blur)]
+    return kernel.augment(*on, grey, centre, scale, FILL, torch.float32).cpu()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_matches_the_literal_image(case, device):
     inputs = problem(*CASES[case])
@@ -74,17 +81,54 @@ def test_matches_the_literal_image(case, device):
     expected = literal(*inputs, blur, grey).float()
     with torch.autocast("cpu", torch.bfloat16):  # which must not reach into it
         actual = augment(*inputs, mean=MEAN, std=STD, fill=FILL, blur=blur, grey=grey)
-    centre, scale = [255 * m for m in MEAN], [1 / (255 * s) for s in STD]
-    on = [t.to(device) for t in inputs]
-    blur = blur if blur is None else blur.to(device)
-    fused = kernel.augment(*on, blur, grey, centre, scale, FILL, torch.float32)
-    for out in (actual, fused.cpu()):
+    by_kernels = fused(*inputs, blur, grey, device)
+    for out in (actual, by_kernels):
         assert out.is_contiguous(memory_format=torch.channels_last)
         # One unit of 8 bits where a sum falls on the rounding boundary; exact elsewhere.
         off = (out - expected).abs()
         assert (off > 1e-5).float().mean() < (2e-3 if blur is not None or grey else 1e-9)
         assert off.max() < 1.01 / 255 / min(STD)
-    assert blur is not None or grey or torch.equal(fused.cpu(), actual)
+    assert blur is not None or grey or torch.equal(by_kernels, actual)
+
+
+def test_strided_parameters(device):
+    """A step of two, and one σ for all."""
+    *inputs, blur, grey = problem(2, 19, 17, 4, View(pad=2, erase=1.0, blur=1.0, blur_sigma=(0.1, 2.0)))
+    expected = fused(*inputs, blur, grey)
+    strided = [t.repeat_interleave(2, 0)[::2] for t in (*inputs[1:], blur)]
+    assert torch.equal(fused(inputs[0], *strided, grey, device), expected)
+    expanded = fused(*inputs, blur[:1].expand(4), grey, device)
+    assert torch.equal(expanded, fused(*inputs, blur[:1].repeat(4), grey, device))
+
+
+def test_parameters_out_of_range(device):
+    """On the CPU an error; from the kernels, which nothing waits for, an image that is no number."""
+    *inputs, blur, grey = problem(2, 9, 7, 4, View(pad=2, erase=0, blur=1.0, blur_sigma=(0.5, 0.6)))
+    expected = fused(*inputs, blur, grey)
+    inputs[1] = inputs[1].clone()
+    inputs[1][0], inputs[1][1], blur[2] = -1, 2, 2.1
+    actual = fused(*inputs, blur, grey, device)
+    assert actual[:3].isnan().all()
+    assert torch.equal(actual[3], expected[3])
+    with pytest.raises(ValueError, match=r"images have the indices 0\.\.1, not -1\.\.2"):
+        augment(*inputs, mean=MEAN, std=STD, fill=FILL)
+
+
+def test_rectangles_and_blurs_that_reach_over_the_border(device):
+    images, index, flip, crop, erase, blur, grey = problem(2, 9, 7, 4, View(pad=2, blur=1.0))
+    erase[:, 0], erase[:, 1], blur[:] = torch.tensor([-3, -6, 7, 2]), torch.tensor([-2, 3, 5, 4]), -1.0
+    erase[:, 2:] = torch.tensor([[5, 4], [4, 2], [9, 9], [-1, 3]])
+    inputs = images, index, flip, crop, erase
+    by_kernels = fused(*inputs, blur, grey, device)
+    assert torch.equal(augment(*inputs, mean=MEAN, std=STD, fill=FILL, blur=blur), by_kernels)
+    filled = (by_kernels == torch.tensor(FILL)[:, None, None]).all(1).sum((1, 2))
+    assert filled.tolist() == [2 * 2, 0, 2 * 2, 0]
+
+
+def test_no_images(device):
+    *inputs, blur, grey = problem(2, 9, 7, 0, View(pad=2, blur=1.0))
+    for out in (augment(*inputs, mean=MEAN, std=STD, fill=FILL, blur=blur), fused(*inputs, blur, grey, device)):
+        assert out.shape == (0, 3, 9, 7)
 
 
 def test_matches_the_stream(tmp_path):
@@ -152,3 +196,16 @@ def test_gpu_training_size(dtype):
     assert torch.equal(*runs)
     off = (runs[0].float().cpu() - expected).abs()
     assert (off > {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]).float().mean() < 1e-3
+
+
+@pytest.mark.gpu
+def test_gpu_many_images_of_a_store_beyond_32_bits():
+    images = torch.zeros(22_000, 256, 128, 3, dtype=torch.uint8, device="cuda")
+    images[-1] = 255
+    index = torch.full((70_000,), len(images) - 1, device="cuda")
+    none = torch.zeros(70_000, 4, dtype=torch.int32, device="cuda")
+    numbers = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "fill": FILL}
+    parameters = (index, none[:, 0] > 0, none[:, :2], none)
+    few = [t[:2] for t in parameters]
+    assert (augment(images, *few, **numbers) == 1).all()
+    assert (augment(images[:, :1, :1].contiguous(), *parameters, **numbers) == 1).all()
