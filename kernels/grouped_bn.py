@@ -20,7 +20,7 @@ BP = tl.constexpr(16)  # parts whose sums are read at once
 
 
 @triton.jit
-def partrows_of(
+def part_rows(
     group,  # its number
     part,  # its number
     images,
@@ -72,7 +72,7 @@ def statistics_kernel(
     """Welford's recursion in every row of the tile: right for values far from 0 that differ by little."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     group, part = tl.program_id(1), tl.program_id(2)
-    first, stop = partrows_of(group, part, images, pixels, size, step)
+    first, stop = part_rows(group, part, images, pixels, size, step)
     mean, square = tl.zeros([BR, BC], tl.float32), tl.zeros([BR, BC], tl.float32)
     seen = 0.0
     for row in range(first, stop, BR):
@@ -92,6 +92,37 @@ def statistics_kernel(
 
 
 @triton.jit
+def sums_of_parts(
+    group,
+    first,  # the first part
+    parts,  # of a group
+    c,  # [BC]
+    C,
+):
+    """(numbers of the next parts [BP], offsets of their sums, which of them are inside), the latter two [BP, BC]."""
+    part = first + tl.arange(0, BP)
+    at = (group * parts + part).to(tl.int64)[:, None] * C + c[None, :]
+    return part, at, (part < parts)[:, None] & (c < C)[None, :]
+
+
+@triton.jit
+def add_parts(
+    sums_ptr,  # [groups, parts, C]
+    group,
+    parts,
+    c,  # [BC]
+    C,
+    BC: tl.constexpr,
+):
+    """The sum over a group's parts, [BC]."""
+    total = tl.zeros([BC], tl.float32)
+    for first in range(0, parts, BP):
+        _, at, inside = sums_of_parts(group, first, parts, c, C)
+        total += tl.sum(tl.load(sums_ptr + at, mask=inside, other=0.0), axis=0)
+    return total
+
+
+@triton.jit
 def combine(
     means_ptr,  # [groups, parts, C]
     squares_ptr,  # [groups, parts, C]
@@ -104,21 +135,18 @@ def combine(
     BC: tl.constexpr,
 ):
     """(mean, biased variance) of a group, [BC] each."""
-    mean, square = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
+    mean = tl.zeros([BC], tl.float32)
     for first in range(0, parts, BP):
-        part = first + tl.arange(0, BP)
-        counts = tl.maximum(tl.minimum(count - part * step, step), 0).to(tl.float32)[:, None]
-        inside = (part < parts)[:, None] & (c < C)[None, :]
-        at = (group * parts + part).to(tl.int64)[:, None] * C + c[None, :]
-        mean += tl.sum(counts * tl.load(means_ptr + at, mask=inside, other=0.0), axis=0)
+        part, at, inside = sums_of_parts(group, first, parts, c, C)
+        rows = tl.maximum(tl.minimum(count - part * step, step), 0).to(tl.float32)[:, None]
+        mean += tl.sum(rows * tl.load(means_ptr + at, mask=inside, other=0.0), axis=0)
     mean = mean / count
+    square = add_parts(squares_ptr, group, parts, c, C, BC)
     for first in range(0, parts, BP):
-        part = first + tl.arange(0, BP)
-        counts = tl.maximum(tl.minimum(count - part * step, step), 0).to(tl.float32)[:, None]
-        inside = (part < parts)[:, None] & (c < C)[None, :]
-        at = (group * parts + part).to(tl.int64)[:, None] * C + c[None, :]
+        part, at, inside = sums_of_parts(group, first, parts, c, C)
+        rows = tl.maximum(tl.minimum(count - part * step, step), 0).to(tl.float32)[:, None]
         away = tl.load(means_ptr + at, mask=inside, other=0.0) - mean[None, :]
-        square += tl.sum(tl.load(squares_ptr + at, mask=inside, other=0.0) + counts * away * away, axis=0)
+        square += tl.sum(rows * away * away, axis=0)
     return mean, square / count
 
 
@@ -150,7 +178,7 @@ def apply_kernel(
     """The first part of a group keeps its statistics; that of the first group moves the running ones too."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     group, part, parts = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
-    start, end = partrows_of(group, 0, images, pixels, size, size * pixels)
+    start, end = part_rows(group, 0, images, pixels, size, size * pixels)
     mean, var = combine(means_ptr, squares_ptr, group, parts, c, C, end - start, step, BC)
     if part == 0:
         tl.store(mean_ptr + group * C + c, mean, mask=c < C)
@@ -165,7 +193,7 @@ def apply_kernel(
             tl.store(running_var_ptr + c, new.to(running_var_ptr.dtype.element_ty), mask=c < C)
     scale = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32) / tl.sqrt(var + eps)
     bias = tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-    first, stop = partrows_of(group, part, images, pixels, size, step)
+    first, stop = part_rows(group, part, images, pixels, size, step)
     for row in range(first, stop, BR):
         at, inside = place(row, stop, c, C, BR)
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -229,7 +257,7 @@ def sums_kernel(
     var = tl.load(var_ptr + group * C + c, mask=c < C, other=0.0)
     scale = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32) / tl.sqrt(var + eps)
     bias = tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-    first, stop = partrows_of(group, part, images, pixels, size, step)
+    first, stop = part_rows(group, part, images, pixels, size, step)
     total, product = tl.zeros([BR, BC], tl.float32), tl.zeros([BR, BC], tl.float32)
     for row in range(first, stop, BR):
         at, inside = place(row, stop, c, C, BR)
@@ -243,25 +271,6 @@ def sums_kernel(
     at = (group * tl.num_programs(2) + part).to(tl.int64) * C + c
     tl.store(sums_ptr + at, tl.sum(total, axis=0), mask=c < C)
     tl.store(products_ptr + at, tl.sum(product, axis=0), mask=c < C)
-
-
-@triton.jit
-def sum_parts(
-    sums_ptr,  # [groups, parts, C]
-    group,
-    parts,
-    c,  # [BC]
-    C,
-    BC: tl.constexpr,
-):
-    """The sum over a group's parts, [BC]."""
-    total = tl.zeros([BC], tl.float32)
-    for first in range(0, parts, BP):
-        part = first + tl.arange(0, BP)
-        at = (group * parts + part).to(tl.int64)[:, None] * C + c[None, :]
-        inside = (part < parts)[:, None] & (c < C)[None, :]
-        total += tl.sum(tl.load(sums_ptr + at, mask=inside, other=0.0), axis=0)
-    return total
 
 
 @triton.jit(do_not_specialize=["images", "pixels", "size", "step"])
@@ -290,14 +299,14 @@ def gradient_kernel(
     """The very first part adds up the groups for weight and bias."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     group, part, parts = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
-    start, end = partrows_of(group, 0, images, pixels, size, size * pixels)
+    start, end = part_rows(group, 0, images, pixels, size, size * pixels)
     mean = tl.load(mean_ptr + group * C + c, mask=c < C, other=0.0)
     rstd = 1.0 / tl.sqrt(tl.load(var_ptr + group * C + c, mask=c < C, other=1.0) + eps)
     scale = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32) * rstd
     bias = tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-    level = sum_parts(sums_ptr, group, parts, c, C, BC) / (end - start)
-    slope = sum_parts(products_ptr, group, parts, c, C, BC) / (end - start) * rstd * rstd
-    first, stop = partrows_of(group, part, images, pixels, size, step)
+    level = add_parts(sums_ptr, group, parts, c, C, BC) / (end - start)
+    slope = add_parts(products_ptr, group, parts, c, C, BC) / (end - start) * rstd * rstd
+    first, stop = part_rows(group, part, images, pixels, size, step)
     for row in range(first, stop, BR):
         at, inside = place(row, stop, c, C, BR)
         away, by = centred(x_ptr, by_ptr, at, inside, mean, scale, bias, MASK, BR, BC)
@@ -307,8 +316,8 @@ def gradient_kernel(
         by_weight, by_bias = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
         for other in range(tl.num_programs(1)):
             rstd = 1.0 / tl.sqrt(tl.load(var_ptr + other * C + c, mask=c < C, other=1.0) + eps)
-            by_weight += sum_parts(products_ptr, other, parts, c, C, BC) * rstd
-            by_bias += sum_parts(sums_ptr, other, parts, c, C, BC)
+            by_weight += add_parts(products_ptr, other, parts, c, C, BC) * rstd
+            by_bias += add_parts(sums_ptr, other, parts, c, C, BC)
         tl.store(by_weight_ptr + c, by_weight, mask=c < C)
         tl.store(by_bias_ptr + c, by_bias, mask=c < C)
 
