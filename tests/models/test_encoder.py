@@ -107,10 +107,8 @@ class Traffic(TorchDispatchMode):
 
 def traffic_of_a_step():
     """Of ResNet-50's features and gradients as on CUDA under autocast, from shapes alone; casts of weights left out."""
-    with torch.device("meta"):
-        encoder = Encoder("resnet50", bn_group=64)
-        images = torch.empty(256, 3, 256, 128, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
-    encoder.to(memory_format=torch.channels_last)
+    encoder = Encoder("resnet50", bn_group=64).to("meta", memory_format=torch.channels_last)
+    images = torch.empty(256, 3, 256, 128, dtype=torch.bfloat16, device="meta").to(memory_format=torch.channels_last)
     for layer in encoder.backbone.modules():
         if isinstance(layer, torch.nn.Conv2d):
             layer.bfloat16()
