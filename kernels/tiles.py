@@ -1,7 +1,7 @@
 """What the streaming losses share: tiles of logits, who takes part, statistics of tiles; sizes and shares of tiles.
 
 B rows of features meet C columns of memory in tiles [BM, BN]; the D axis is walked in steps of BK. Products
-are taken in DOT, the lower of the two operand types, and accumulated in float32. In all kernels these letters mean
+are taken in DOT, the lower of the two operand types or that of the caller's autocast, and accumulated in float32. In all kernels these letters mean
 that, `rows` and `columns` are the numbers of a tile's features [BM] and memory rows [BN], and a name in `_ptr` is the
 first element of a contiguous array. Logits are products divided by the temperature.
 """
@@ -232,10 +232,15 @@ def through_norm(
 
 
 def dot_type(x: torch.Tensor, memory: torch.Tensor) -> torch.dtype:
-    """The type that products are taken in: the lower of the two; the memory's, of two low ones."""
+    """The type that products are taken in: the lower of the two; of two low ones the memory's.
+
+    Two of float32 are multiplied in the type of the caller's autocast, as PyTorch's own products are.
+    """
     for dtype in (x.dtype, memory.dtype):
         if dtype not in DOT_TYPES:
             raise TypeError(f"features and memory must be float32, float16 or bfloat16 on CUDA, not {dtype}")
+    if x.dtype == memory.dtype == torch.float32 and torch.is_autocast_enabled("cuda"):
+        return torch.get_autocast_dtype("cuda")
     return x.dtype if memory.dtype == torch.float32 else memory.dtype
 
 

@@ -53,7 +53,8 @@ def cluster_nce(
 
     L = Σ_i w_i Σ_c -q_ic log p_ic with p_i = softmax over c of x_i·memory_c / τ; the gradient flows to `x` alone and is
     computed with the loss. On CUDA no [B, C] array exists: what is kept of the logits has 32 MiB at most, in L2.
-    Products are taken there in the lower of the two types, and accumulated in float32. Two runs give the same bits.
+    Products are taken there in the lower of the two types, under autocast in its type, and accumulated in float32. Two
+    runs give the same bits.
     A row with label -1 takes no part: its gradient is 0, and where no row is left, so is the loss.
 
     Args:

@@ -16,7 +16,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from importlib import import_module
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +27,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from reid_fast.kernels.tiles import DOT_TYPES
 
 ARCHITECTURES = (80, 90, 100)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -101,9 +105,30 @@ def launches(dtype: torch.dtype) -> Iterator[Launch]:
     ]
     for mode in ("serial", "hard", "weighted", "pick"):
         calls.append(("memory_update", "memory_update", (memory, x, labels, 0.1, mode, 0.03, weights)))
-    for module, name, arguments in calls:
-        function = getattr(import_module(f"reid_fast.kernels.{module}"), name)
-        yield from _record(lambda f=function, a=arguments: f(*a))
+    for call in calls:
+        yield from _launched(*call)
+    if dtype == torch.float32:
+        first = {name: (module, name, arguments) for module, name, arguments in reversed(calls)}
+        with cuda_autocast(torch.bfloat16):
+            multiplied_low = [_launched(*first[name]) for name in ("cluster_step", "target_nce", "camera_nce")]
+        yield from chain.from_iterable(multiplied_low)
+
+
+@contextmanager
+def cuda_autocast(dtype: torch.dtype) -> Iterator[None]:
+    """`torch.autocast("cuda")` where torch has no CUDA, too."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    try:
+        torch.set_autocast_enabled("cuda", True)
+        torch.set_autocast_dtype("cuda", dtype)
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", before[0])
+        torch.set_autocast_dtype("cuda", before[1])
+
+
+def _launched(module: str, name: str, arguments: tuple) -> list[Launch]:
+    return _record(lambda: getattr(import_module(f"reid_fast.kernels.{module}"), name)(*arguments))
 
 
 def _record(call: Callable[[], object]) -> list[Launch]:
@@ -154,6 +179,8 @@ def measure(launch: Launch, dtype: torch.dtype, arch: int) -> Row:
         for key, value in launch.arguments.items()
         if key in ("MODE", "KEYS", "DENSE", "HYBRID", "HAS_SPANS", "HAS_BLUR", "GRAD", "RESIDUAL") and value
     ]
+    if (dot := launch.arguments.get("DOT")) not in (None, DOT_TYPES[dtype]):
+        switches.append(f"DOT={dot}")
     products = compiled.asm["ttir"].count("tt.dot ")
     pipeline = _pipeline(compiled.asm["ttgir"]) if products else (0, 0, 0)
     widths = [_widest(compiled.asm["ptx"], access) for access in ("ld", "st")]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from compiled import cuda_autocast
 from contrast import SHAPES, check_cpu, check_gpu_precision_and_bits, check_kernels, on, problem, with_gradient
 from inputs import near, phi, unit_phi
 from torch.library import opcheck
@@ -110,3 +111,19 @@ def test_autocast_changes_nothing(kind):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_gpu_precision_and_bits(kind, dtype):
     check_gpu_precision_and_bits(cluster_nce, cluster_nce_ref, kind, dtype)
+
+
+def test_under_autocast_float32_is_multiplied_in_its_type(device):
+    """In float16, which the interpreter multiplies too."""
+    arguments = on(device, *positional(*problem(9, 70, 33, "raw")))
+    x, memory, *rest = arguments
+    exact = kernel.cluster_nce(*arguments)
+    with cuda_autocast(torch.float16):
+        lowered = kernel.cluster_nce(*arguments)
+        full = kernel.cluster_nce(x, memory.half(), *rest)  # types that differ decide for themselves
+    for ours, theirs in zip(lowered, kernel.cluster_nce(x.half(), memory, *rest), strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(lowered, exact, strict=True):
+        assert not torch.equal(ours, theirs)
+    torch.testing.assert_close(lowered, exact, atol=3e-2, rtol=3e-2)
+    assert torch.equal(full[0], kernel.cluster_nce(x, memory.half(), *rest)[0])
