@@ -7,6 +7,7 @@ the one attended to (key), s_ij = scale · q_i·k_j, A = softmax over j ≠ i.
 """
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 
@@ -181,11 +182,20 @@ def gradient_kernel(
     tl.store(at, gradient * scale, mask=(rows[:, None] < N) & (d[None, :] < D))
 
 
+def _bounds(offsets: torch.Tensor, N: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first row of each row's cluster and the first one behind it, [N] int32; a row of no cluster is alone."""
+    rows = torch.arange(N, dtype=offsets.dtype, device=offsets.device)
+    cluster = torch.bucketize(rows, offsets, right=True)  # from 1
+    owned = (cluster > 0) & (cluster < len(offsets))
+    starts = torch.where(owned, F.pad(offsets[:-1], (1, 1))[cluster], rows)
+    stops = torch.where(owned, F.pad(offsets[1:], (1, 1))[cluster], rows + 1)
+    return starts.clamp(0, N).int(), stops.clamp(0, N).int()
+
+
 def _shared(q: torch.Tensor, k: torch.Tensor, scale: torch.Tensor, offsets: torch.Tensor) -> dict:
     """What every launch takes: the projections, the bounds of each row's cluster, the sizes of the tiles."""
-    _, N, D = q.shape
-    members, sizes = offsets.diff(), tiles.plan(q, q)
-    starts, stops = (torch.repeat_interleave(t, members, output_size=N).int() for t in (offsets[:-1], offsets[1:]))
+    (_, N, D), sizes = q.shape, tiles.plan(q, q)
+    starts, stops = _bounds(offsets.contiguous(), N)
     return sizes | {
         "q_ptr": q.contiguous(),
         "k_ptr": k.contiguous(),

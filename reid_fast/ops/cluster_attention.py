@@ -38,19 +38,25 @@ def received_attention(q: Tensor, k: Tensor, offsets: Tensor, scale: Tensor) -> 
     """The weights w of `cluster_attention` alone, [N] float32: 1 - n·w is a member's dispersion, high for the hardest.
 
     Here clusters may be empty, so that `offsets` can have a fixed length where the number of clusters lies on the GPU.
+    Rows in front of offsets[0] and from offsets[-1] on take no part: their w is 0.
     """
-    sizes = offsets.diff()
-    share = torch.repeat_interleave(sizes, sizes, output_size=q.shape[1]) * len(q)
+    sizes = _sizes(offsets, q.shape[1])
     received, _ = _op(q, k, scale, offsets)
-    return torch.where(share == len(q), 1.0, received / share)
+    return torch.where(sizes == 1, 1.0, received / (len(q) * sizes.clamp(min=1)))
 
 
 def received_attention_ref(q: Tensor, k: Tensor, offsets: Tensor, scale: Tensor) -> Tensor:
     """`received_attention` in plain PyTorch, differentiable: the definition."""
-    weights = widen(q).new_ones(q.shape[1])
+    weights = (_sizes(offsets, q.shape[1]) == 1).to(widen(q).dtype)
     for rows, attention in _by_size(q, k, scale, offsets):
         weights = weights.index_put((rows,), attention.sum((0, 2)) / (len(q) * rows.shape[1]))
     return weights
+
+
+def _sizes(offsets: Tensor, N: int) -> Tensor:
+    """[N]: the members of each row's cluster, 0 where the row has none."""
+    rows = torch.arange(N, dtype=offsets.dtype, device=offsets.device)
+    return F.pad(offsets.diff(), (1, 1))[torch.bucketize(rows, offsets.contiguous(), right=True)]
 
 
 def _by_size(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -8,7 +8,7 @@ from torch.library import opcheck
 
 from reid_fast.kernels import cluster_attention as kernel
 from reid_fast.ops import cluster_attention, received_attention
-from reid_fast.ops.cluster_attention import _op, received_attention_ref
+from reid_fast.ops.cluster_attention import _backward, _op, received_attention_ref
 
 CASES = [([2], 1, 1), ([2, 3, 7, 2], 2, 5), ([1, 40, 33, 5, 1, 2], 3, 17), ([67], 1, 67)]  # sizes, heads, D
 
@@ -69,6 +69,54 @@ def test_kernels_pass_over_empty_clusters(device):
     received, _ = kernel.received_attention(*on(device, q, k, scale, GAPS))
     sizes = torch.tensor([3] * 3 + [1] + [5] * 5)
     torch.testing.assert_close((received.cpu() / (2 * sizes))[sizes > 1], expected[sizes > 1])
+
+
+OUTSIDE = torch.tensor([2, 5, 5, 6])  # of nine rows, the first two and the last three belong to no cluster
+
+
+def test_rows_of_no_cluster_take_no_part(device):
+    q, k, _, offsets, scale = problem([3, 1], 2, 7)
+    among = [torch.cat([torch.randn(2, 2, 7), t, torch.randn(2, 3, 7)], 1) for t in (q, k)]
+    expected = F.pad(received_attention_ref(q, k, offsets, scale), (2, 3))
+    for attention in (received_attention, received_attention_ref):
+        torch.testing.assert_close(attention(*among, OUTSIDE, scale), expected)
+    received, log_z = kernel.received_attention(*on(device, *among, scale, OUTSIDE))
+    torch.testing.assert_close(received.cpu(), _op(*among, scale, OUTSIDE)[0])
+    by_received = torch.randn(9)
+    gradients = kernel.received_attention_backward(*on(device, by_received, *among, scale, OUTSIDE, log_z))
+    for actual, gradient in zip(gradients, _backward(by_received, *among, scale, OUTSIDE, log_z.cpu()), strict=True):
+        torch.testing.assert_close(actual.cpu(), gradient)
+
+
+@pytest.mark.parametrize("offsets", [[-7, 3, 60], [5, 2, 9, 0], [70, 80]], ids=str)
+def test_kernels_stay_inside_whatever_the_offsets(offsets, device):
+    """Rows around the projections are infinite: what is read of them shows."""
+    q, k = (torch.full((1, 69, 4), torch.inf)[:, 30:39] for _ in range(2))
+    for t in (q, k):
+        t.normal_()
+    arguments = on(device, q, k, torch.tensor(3.0), torch.tensor(offsets))
+    received, log_z = kernel.received_attention(*arguments)
+    gradients = kernel.received_attention_backward(torch.ones_like(received), *arguments, log_z)
+    assert all(t.isfinite().all() for t in (received, *gradients))
+
+
+def test_strided_arguments(device):
+    q, k, _, offsets, scale = problem([2, 3, 7], 2, 5)
+    expected, _ = _op(q, k, scale, offsets)
+    strided = q.mT.contiguous().mT, k.repeat_interleave(2, 1)[:, ::2], scale, offsets.repeat_interleave(2)[::2]
+    received, log_z = kernel.received_attention(*on(device, *strided))
+    torch.testing.assert_close(received.cpu(), expected, atol=1e-5, rtol=1e-5)
+    one = torch.ones(1).expand(12)
+    for actual in kernel.received_attention_backward(*on(device, one, *strided, log_z)):
+        # All receive as much: what one gains another loses.
+        torch.testing.assert_close(actual.cpu(), torch.zeros_like(q), atol=1e-5, rtol=0)
+
+
+def test_no_rows(device):
+    q, offsets, scale = torch.randn(2, 0, 3), torch.tensor([0, 0]), torch.tensor(3.0)
+    assert received_attention(q, q, offsets, scale).shape == (0,)
+    assert received_attention_ref(q, q, offsets, scale).shape == (0,)
+    assert kernel.received_attention(*on(device, q, q, scale, offsets))[0].shape == (0,)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
