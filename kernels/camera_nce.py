@@ -242,8 +242,9 @@ def camera_nce(
     (B, D), C = x.shape, memory.shape[0]
     blocks = triton.cdiv(C, WIDE.value)
     width = blocks * WIDE.value
+    sizes = tiles.plan(x, memory)
     # Few rows: narrow tiles are what makes a program for every multiprocessor.
-    sizes = tiles.plan(x, memory) | {"BN": 32 if B <= 64 else 64, "num_warps": 4}
+    sizes |= {"BN": 32 if B <= 64 else 64, "BK": max(32, sizes["BK"]), "num_warps": 4, "num_stages": 4}
     x, memory = x.contiguous(), memory.contiguous()
     scores = tiles.empty(x, B, width)
     keys = torch.empty((B, width), dtype=torch.int32, device=x.device)

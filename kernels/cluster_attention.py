@@ -208,6 +208,7 @@ def _shared(q: torch.Tensor, k: torch.Tensor, scale: torch.Tensor, offsets: torc
         "BN": 32,
         "BK": max(32, sizes["BK"]),
         "num_warps": 4,
+        "num_stages": 4,
     }
 
 

@@ -93,6 +93,7 @@ def launches(dtype: torch.dtype) -> Iterator[Launch]:
         ("target_nce", "target_nce", (x, memory, labels, 0.5, True, 0.1, None, None, None, False)),
         ("cluster_step", "cluster_step", (x, memory, labels, 0.05, 0.1, "serial", None, None, True)),
         ("camera_nce", "camera_nce", (x[:32], memory, index(C), labels[:32], 0.07, 50, None, True, True)),
+        ("camera_nce", "camera_nce", (x, memory, index(C), labels, 0.07, 50, weights, True, True)),
         ("augment", "augment", (*store, None, False, *numbers, dtype)),
         ("augment", "augment", (*store, flat(B), True, *numbers, dtype)),
         ("grouped_bn", "grouped_bn", (maps, None, *norms, 64, 0.1, 1e-5, True)),
