@@ -237,7 +237,7 @@ def received_attention_backward(
     """Gradients of q and k, [heads, N, D] float32. Three launches."""
     heads, N, D = q.shape
     shared = _shared(q, k, scale, offsets) | {"log_z_ptr": log_z, "by_received_ptr": by_received.contiguous()}
-    BD = min(64, max(16, triton.next_power_of_2(D)))
+    BD = min(128, max(16, triton.next_power_of_2(D)))
     mean, by_q, by_k = tiles.empty(q, heads, N), tiles.empty(q, *q.shape), tiles.empty(q, *q.shape)
     grid = (triton.cdiv(N, shared["BM"]), heads)
     sum_kernel[grid](sums_ptr=mean, KEYS=False, **shared)
