@@ -7,7 +7,6 @@ the one attended to (key), s_ij = scale · q_i·k_j, A = softmax over j ≠ i.
 """
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 
@@ -16,29 +15,30 @@ from reid_fast.kernels import tiles
 
 @triton.jit
 def extent(
-    starts_ptr,  # [N] int32, the first row of each row's cluster
-    stops_ptr,  # [N] int32, the first one behind it
+    starts_ptr,  # [N] int64, the first row of each row's cluster
+    stops_ptr,  # [N] int64, the first one behind it
     rows,  # [BM]
     N,
 ):
-    """The rows of all clusters that a tile touches: [first, last)."""
-    return (
-        tl.min(tl.load(starts_ptr + rows, mask=rows < N, other=N), axis=0),
-        tl.max(tl.load(stops_ptr + rows, mask=rows < N, other=0), axis=0),
-    )
+    """The rows of all clusters that a tile touches: [first, last), never out of 0..N-1."""
+    first = tl.min(tl.load(starts_ptr + rows, mask=rows < N, other=N), axis=0)
+    last = tl.max(tl.load(stops_ptr + rows, mask=rows < N, other=0), axis=0)
+    return tl.maximum(first, 0).to(tl.int32), tl.minimum(last, N).to(tl.int32)
 
 
 @triton.jit
 def pair_mask(
-    starts_ptr,  # [N] int32, the first row of each row's cluster
+    starts_ptr,  # [N] int64, the first row of each row's cluster
+    stops_ptr,  # [N] int64, the first one behind it
     rows,  # [BM]
     others,  # [BN]
     N,
 ):
     """Members of one cluster that are not the same member, [BM, BN]."""
-    start = tl.load(starts_ptr + rows, mask=rows < N, other=-1)
-    other = tl.load(starts_ptr + others, mask=others < N, other=-2)
-    return (start[:, None] == other[None, :]) & (rows[:, None] != others[None, :])
+    start = tl.load(starts_ptr + rows, mask=rows < N, other=0).to(tl.int32)
+    stop = tl.minimum(tl.load(stops_ptr + rows, mask=rows < N, other=0), N).to(tl.int32)
+    other = others[None, :]
+    return (other >= start[:, None]) & (other < stop[:, None]) & (other != rows[:, None])
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -46,8 +46,8 @@ def log_sum_kernel(
     q_ptr,  # [heads, N, D]
     k_ptr,  # [heads, N, D]
     scale_ptr,  # [] float32
-    starts_ptr,  # [N] int32, the first row of each row's cluster
-    stops_ptr,  # [N] int32, the first one behind it
+    starts_ptr,  # [N] int64, the first row of each row's cluster
+    stops_ptr,  # [N] int64, the first one behind it
     log_z_ptr,  # [heads, N] out: log Σ_j e^{s_ij}, -inf where a cluster has one member
     N,
     D,
@@ -66,7 +66,7 @@ def log_sum_kernel(
     for start in range(first, last, BN):
         others = start + tl.arange(0, BN)
         logits = tiles.product_tile(q_ptr + head * D, k_ptr + head * D, rows, others, N, N, D, BM, BN, BK, DOT) * scale
-        logits = tl.where(pair_mask(starts_ptr, rows, others, N), logits, float("-inf"))
+        logits = tl.where(pair_mask(starts_ptr, stops_ptr, rows, others, N), logits, float("-inf"))
         new_max = tl.maximum(running_max, tl.max(logits, axis=1))
         shift = tl.where(new_max == float("-inf"), 0.0, new_max)
         running_sum = running_sum * tl.exp(running_max - shift) + tl.sum(tl.exp(logits - shift[:, None]), axis=1)
@@ -81,7 +81,8 @@ def attention_tile(
     q_ptr,  # [heads, N, D]
     k_ptr,  # [heads, N, D]
     scale,
-    starts_ptr,  # [N] int32, the first row of each row's cluster
+    starts_ptr,  # [N] int64, the first row of each row's cluster
+    stops_ptr,  # [N] int64, the first one behind it
     log_z_ptr,  # [heads, N]
     head,  # its first row, of heads·N
     rows,  # [BM]
@@ -101,7 +102,7 @@ def attention_tile(
     else:
         logits = tiles.product_tile(q_ptr + head * D, k_ptr + head * D, rows, others, N, N, D, BM, BN, BK, DOT) * scale
         logits -= tl.load(log_z_ptr + head + rows, mask=rows < N, other=0.0)[:, None]
-    return tl.where(pair_mask(starts_ptr, rows, others, N), tl.exp(logits), 0.0)
+    return tl.where(pair_mask(starts_ptr, stops_ptr, rows, others, N), tl.exp(logits), 0.0)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -109,8 +110,8 @@ def sum_kernel(
     q_ptr,  # [heads, N, D]
     k_ptr,  # [heads, N, D]
     scale_ptr,  # [] float32
-    starts_ptr,  # [N] int32, the first row of each row's cluster
-    stops_ptr,  # [N] int32, the first one behind it
+    starts_ptr,  # [N] int64, the first row of each row's cluster
+    stops_ptr,  # [N] int64, the first one behind it
     log_z_ptr,  # [heads, N]
     by_received_ptr,  # [N] float32, without KEYS
     sums_ptr,  # [heads, N] out: with KEYS Σ_i A_ij, else Σ_j A_ij · by_received_j
@@ -130,7 +131,9 @@ def sum_kernel(
     first, last = extent(starts_ptr, stops_ptr, rows, N)
     for start in range(first, last, BN):
         others = start + tl.arange(0, BN)
-        a = attention_tile(q_ptr, k_ptr, scale, starts_ptr, log_z_ptr, head, rows, others, N, D, KEYS, BM, BN, BK, DOT)
+        a = attention_tile(
+            q_ptr, k_ptr, scale, starts_ptr, stops_ptr, log_z_ptr, head, rows, others, N, D, KEYS, BM, BN, BK, DOT
+        )
         if not KEYS:
             a *= tl.load(by_received_ptr + others, mask=others < N, other=0.0)[None, :]
         sums += tl.sum(a, axis=1)
@@ -142,8 +145,8 @@ def gradient_kernel(
     q_ptr,  # [heads, N, D]
     k_ptr,  # [heads, N, D]
     scale_ptr,  # [] float32
-    starts_ptr,  # [N] int32, the first row of each row's cluster
-    stops_ptr,  # [N] int32, the first one behind it
+    starts_ptr,  # [N] int64, the first row of each row's cluster
+    stops_ptr,  # [N] int64, the first one behind it
     log_z_ptr,  # [heads, N]
     by_received_ptr,  # [N] float32, ∂L/∂A_ij
     mean_ptr,  # [heads, N], Σ_j A_ij by_received_j
@@ -170,7 +173,9 @@ def gradient_kernel(
     first, last = extent(starts_ptr, stops_ptr, rows, N)
     for start in range(first, last, BN):
         others = start + tl.arange(0, BN)
-        a = attention_tile(q_ptr, k_ptr, scale, starts_ptr, log_z_ptr, head, rows, others, N, D, KEYS, BM, BN, BK, DOT)
+        a = attention_tile(
+            q_ptr, k_ptr, scale, starts_ptr, stops_ptr, log_z_ptr, head, rows, others, N, D, KEYS, BM, BN, BK, DOT
+        )
         queries, keys = (others, rows) if KEYS else (rows, others)
         push = tl.load(by_received_ptr + keys, mask=keys < N, other=0.0)
         pull = tl.load(mean_ptr + head + queries, mask=queries < N, other=0.0)
@@ -183,13 +188,10 @@ def gradient_kernel(
 
 
 def _bounds(offsets: torch.Tensor, N: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first row of each row's cluster and the first one behind it, [N] int32; a row of no cluster is alone."""
+    """The first row of each row's cluster and the first one behind it, [N]; they are equal where it has none."""
     rows = torch.arange(N, dtype=offsets.dtype, device=offsets.device)
-    cluster = torch.bucketize(rows, offsets, right=True)  # from 1
-    owned = (cluster > 0) & (cluster < len(offsets))
-    starts = torch.where(owned, F.pad(offsets[:-1], (1, 1))[cluster], rows)
-    stops = torch.where(owned, F.pad(offsets[1:], (1, 1))[cluster], rows + 1)
-    return starts.clamp(0, N).int(), stops.clamp(0, N).int()
+    behind = torch.bucketize(rows, offsets, right=True)
+    return offsets[(behind - 1).clamp(min=0)], offsets[behind.clamp(max=len(offsets) - 1)]
 
 
 def _shared(q: torch.Tensor, k: torch.Tensor, scale: torch.Tensor, offsets: torch.Tensor) -> dict:
