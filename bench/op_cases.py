@@ -173,8 +173,8 @@ def _method_losses(rows: Callable[..., Tensor], pick: Callable, size: int, toler
         lambda: camera_nce_ref(*camera),
         lambda: ops.camera_nce(*camera),
         image,
-        bytes=size * D * (3300 + 32 * 58),
-        operations=2 * 32 * 3300 * D,
+        bytes=size * D * (3300 + 32) + 4 * 32 * D + 8 * 32 * 3300,
+        operations=2 * 32 * (3300 + 55) * D,
         launches=4,
         tolerance=tolerance,
     )

@@ -82,7 +82,7 @@ def test_a_flag_that_nobody_knows_is_refused(people, tmp_path, capsys):
     [
         ("spcl", ["--eps-gap", "0.7"], "--eps-gap 0.7"),
         ("cacl", ["--eps", "0.999"], "--eps-gap 0.005"),
-        ("cap", ["--negatives", "129"], "--negatives must lie between 1 and 128, not 129"),
+        ("cap", ["--negatives", "0"], "--negatives must be at least 1"),
         ("ice", ["--camera-temp", "0"], "--camera-temp must be positive"),
         ("dccc", ["--ema", "1"], "--ema must lie between 0 and 1, 1 excluded"),
         ("dccc", ["--smoothing", "1.5"], "--smoothing"),

@@ -53,7 +53,7 @@ class CameraSettings(Config):
     """temperature of the contrast of camera proxies"""
     camera_weight: NotNegative = 0.5
     """weight of the inter-camera contrast"""
-    negatives: Annotated[int, Interval(1, 128)] = 50
+    negatives: Count = 50
     """hard negatives of the inter-camera contrast"""
 
     @property
