@@ -20,7 +20,7 @@ LOWEST = tl.constexpr(-(2**31))  # the key of what is no negative, below all oth
 def sortable(
     products,  # float32
 ):
-    """Int32 keys in the order of the products, above LOWEST; zeros of both signs are equal."""
+    """Int32 keys in the order of the products, above LOWEST."""
     bits = products.to(tl.int32, bitcast=True)
     return tl.where(bits < 0, LOWEST - bits, bits)
 
@@ -79,7 +79,10 @@ def smallest_taken(
     width,
     BC: tl.constexpr,
 ):
-    """(a key that at least `wanted` keys reach, and more only where they tie with it; how many keys exceed it)."""
+    """(a key that at least `wanted` keys reach, and more only where they tie with it; how many keys exceed it).
+
+    It is LOWEST where there are fewer negatives.
+    """
     smallest, reached, shift = LOWEST + 0, C, 30
     while (reached != wanted) & (shift >= 0):
         bounds = smallest + (tl.arange(0, 4) << shift)
@@ -138,9 +141,8 @@ def select_kernel(
         count += positive.to(tl.int32)
     shift = tl.max(largest, axis=0) * scale
     positives = tl.sum(count, axis=0)
-    wanted = tl.minimum(negatives, C - positives)
-    smallest, above = smallest_taken(keys_ptr, wanted, C, width, BC)
-    tied = wanted - above  # how many of the keys that equal the smallest: the first ones
+    smallest, above = smallest_taken(keys_ptr, negatives, C, width, BC)
+    tied = negatives - above  # how many of the keys that equal the smallest: the first ones
     packed = 0
     seen = 0  # ties
     sums = tl.zeros([BC], tl.float32)

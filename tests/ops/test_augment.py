@@ -110,6 +110,7 @@ def test_parameters_out_of_range(device):
     actual = fused(*inputs, blur, grey, device)
     assert actual[:3].isnan().all()
     assert torch.equal(actual[3], expected[3])
+    assert fused(*inputs, None, grey, device).isnan().all((1, 2, 3)).tolist() == [True, True, False, False]
     with pytest.raises(ValueError, match=r"images have the indices 0\.\.1, not -1\.\.2"):
         augment(*inputs, mean=MEAN, std=STD, fill=FILL)
 

@@ -83,7 +83,7 @@ def test_ties_take_the_lower_row_and_few_negatives_are_enough(device):
 
 @pytest.mark.parametrize("negatives", [1, 130, 1100, 5000])
 def test_ties_over_many_columns(negatives, device):
-    """Small whole numbers: exact products, of both signs and zeros of both signs, each of them many times."""
+    """Small whole numbers: exact products of both signs, each of them many times."""
     x, memory = torch.randint(-2, 3, (3, 4)).float(), torch.randint(-2, 3, (2500, 4)).float()
     case = (memory, torch.randint(900, (2500,)), torch.randint(900, (3,)), 2.0, negatives)
     expected, gradient = with_gradient(literal, x.double(), memory.double(), *case[1:], normalize=False)
