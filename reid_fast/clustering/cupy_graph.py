@@ -66,8 +66,9 @@ def dbscan(graph: Any, eps: float, min_samples: int) -> np.ndarray:
     Raises:
         ValueError: a graph that is not square or not sound.
     """
-    graph = graph.tocsr()
-    start, indices, data = (torch.from_dlpack(part) for part in (graph.indptr, graph.indices, graph.data))
+    with graph.data.device:  # CuPy's current stream is the current device's
+        graph = graph.tocsr()
+        start, indices, data = (torch.from_dlpack(part) for part in (graph.indptr, graph.indices, graph.data))
     _check_sound(start, indices, graph.shape)
     device = data.device
     with torch.cuda.device(device):

@@ -94,7 +94,7 @@ MUTATIONS = [
     Mutation("weights.cu", "std::min(chunk, n - first)", "chunk"),
     Mutation("weights.cu", "std::max<int64_t>(1, std::min(fit, n))", "std::min(fit, n)"),
     Mutation("weights.cu", "chunk * bound, context", "chunk * (bound / 4), context"),
-    Mutation("weights.cu", "cursor + i * k2, nullptr", "cursor, nullptr"),
+    Mutation("weights.cu", "cursor + i * k2,", "cursor,"),
     Mutation("graph.cu", "fminf(", "fmaxf("),
     Mutation("graph.cu", "c + lane < end", "c + lane <= end"),
     Mutation("graph.cu", "t + lane < count", "t + lane <= count"),
