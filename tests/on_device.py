@@ -55,6 +55,12 @@ class OnDevice(Tensor):
     is_cuda = property(lambda self: True)
     is_cpu = property(lambda self: False)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnDevice:
+        copy = on_device(self.plain.clone().requires_grad_(self.requires_grad))
+        copy._is_param = getattr(self, "_is_param", False)  # what makes it an `nn.Parameter`
+        memo[id(self)] = copy
+        return copy
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
