@@ -1,9 +1,9 @@
 """What the streaming losses share: tiles of logits, who takes part, statistics of tiles; sizes and shares of tiles.
 
 B rows of features meet C columns of memory in tiles [BM, BN]; the D axis is walked in steps of BK. Products
-are taken in DOT, the lower of the two operand types or that of the caller's autocast, and accumulated in float32. In all kernels these letters mean
-that, `rows` and `columns` are the numbers of a tile's features [BM] and memory rows [BN], and a name in `_ptr` is the
-first element of a contiguous array. Logits are products divided by the temperature.
+are taken in DOT, the lower of the two operand types or that of the caller's autocast, and accumulated in float32. In
+all kernels these letters mean that, `rows` and `columns` are the numbers of a tile's features [BM] and memory rows
+[BN], and a name in `_ptr` is the first element of a contiguous array. Logits are products divided by the temperature.
 """
 
 from typing import NamedTuple
