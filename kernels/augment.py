@@ -214,9 +214,9 @@ def augment(
     grid = (B * triton.cdiv(3 * H * W, BLOCK),)
     shared = {
         "images_ptr": images,
-        "index_ptr": index.contiguous(),
-        "flip_ptr": flip.contiguous(),
-        "crop_ptr": crop.contiguous(),
+        "index_ptr": index,
+        "flip_ptr": flip,
+        "crop_ptr": crop,
         "blur_ptr": None,
         "columns_ptr": None,
         "N": N,
@@ -226,11 +226,11 @@ def augment(
         "BLOCK": BLOCK,
     }
     if blur is not None:
-        shared["blur_ptr"] = blur.contiguous()
+        shared["blur_ptr"] = blur
         shared["columns_ptr"] = torch.empty((B, H, W, 3), dtype=torch.float32, device=images.device)
         blur_kernel[grid](**shared)
     augment_kernel[grid](
-        erase_ptr=erase.contiguous(),
+        erase_ptr=erase,
         out_ptr=out,
         **{f"{name}{channel}": values[channel] for name, values in by_name.items() for channel in range(3)},
         HAS_BLUR=blur is not None,

@@ -247,7 +247,6 @@ def camera_nce(
     sizes = tiles.plan(x, memory)
     # Few rows: narrow tiles are what makes a program for every multiprocessor.
     sizes |= {"BN": 32 if B <= 64 else 64, "BK": max(32, sizes["BK"]), "num_warps": 4, "num_stages": 4}
-    x, memory = x.contiguous(), memory.contiguous()
     scores = tiles.empty(x, B, width)
     keys = torch.empty((B, width), dtype=torch.int32, device=x.device)
     losses = tiles.empty(x, B)
@@ -255,8 +254,8 @@ def camera_nce(
     score_kernel[(width // sizes["BN"], triton.cdiv(B, sizes["BM"]))](
         x_ptr=x,
         memory_ptr=memory,
-        memory_labels_ptr=memory_labels.contiguous(),
-        labels_ptr=labels.contiguous(),
+        memory_labels_ptr=memory_labels,
+        labels_ptr=labels,
         scores_ptr=scores,
         keys_ptr=keys,
         B=B,
@@ -267,7 +266,7 @@ def camera_nce(
     )
     shared = {
         "x_ptr": x,
-        "weights_ptr": None if weights is None else weights.contiguous(),
+        "weights_ptr": weights,
         "scores_ptr": scores,
         "keys_ptr": keys,
         "packed_ptr": torch.empty(B, dtype=torch.int32, device=x.device),

@@ -197,10 +197,10 @@ def _bounds(offsets: torch.Tensor, N: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _shared(q: torch.Tensor, k: torch.Tensor, scale: torch.Tensor, offsets: torch.Tensor) -> dict:
     """What every launch takes: the projections, the bounds of each row's cluster, the sizes of the tiles."""
     (_, N, D), sizes = q.shape, tiles.plan(q, q)
-    starts, stops = _bounds(offsets.contiguous(), N)
+    starts, stops = _bounds(offsets, N)
     return sizes | {
-        "q_ptr": q.contiguous(),
-        "k_ptr": k.contiguous(),
+        "q_ptr": q,
+        "k_ptr": k,
         "scale_ptr": scale,
         "starts_ptr": starts,
         "stops_ptr": stops,
@@ -238,7 +238,7 @@ def received_attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of q and k, [heads, N, D] float32. Three launches."""
     heads, N, D = q.shape
-    shared = _shared(q, k, scale, offsets) | {"log_z_ptr": log_z, "by_received_ptr": by_received.contiguous()}
+    shared = _shared(q, k, scale, offsets) | {"log_z_ptr": log_z, "by_received_ptr": by_received}
     BD = min(128, max(16, triton.next_power_of_2(D)))
     mean, by_q, by_k = tiles.empty(q, heads, N), tiles.empty(q, *q.shape), tiles.empty(q, *q.shape)
     grid = (triton.cdiv(N, shared["BM"]), heads)

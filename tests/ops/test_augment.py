@@ -91,16 +91,6 @@ def test_matches_the_literal_image(case, device):
     assert blur is not None or grey or torch.equal(by_kernels, actual)
 
 
-def test_strided_parameters(device):
-    """A step of two, and one σ for all."""
-    *inputs, blur, grey = problem(2, 19, 17, 4, View(pad=2, erase=1.0, blur=1.0, blur_sigma=(0.1, 2.0)))
-    expected = fused(*inputs, blur, grey)
-    strided = [t.repeat_interleave(2, 0)[::2] for t in (*inputs[1:], blur)]
-    assert torch.equal(fused(inputs[0], *strided, grey, device), expected)
-    expanded = fused(*inputs, blur[:1].expand(4), grey, device)
-    assert torch.equal(expanded, fused(*inputs, blur[:1].repeat(4), grey, device))
-
-
 def test_parameters_out_of_range(device):
     """On the CPU an error; from the kernels, which nothing waits for, an image that is no number."""
     *inputs, blur, grey = problem(2, 9, 7, 4, View(pad=2, erase=0, blur=1.0, blur_sigma=(0.5, 0.6)))

@@ -93,17 +93,6 @@ def test_ties_over_many_columns(negatives, device):
         torch.testing.assert_close(by, gradient.float(), atol=1e-6, rtol=1e-5)
 
 
-def test_strided_arguments(device):
-    x, memory, memory_labels, labels = problem(5, 23, 7, 9)
-    for weights in (torch.rand(5), torch.rand(1).expand(5)):
-        expected, gradient = _op(x, memory, memory_labels, labels, 0.3, 4, weights, True, True)
-        spread = [t.repeat_interleave(2, 0)[::2] for t in (x.T, memory.T, memory_labels, labels, weights)]
-        strided = [spread[0].T, spread[1].T, *spread[2:4], 0.3, 4, spread[4] if weights.stride(0) else weights]
-        loss, by_x = kernel.camera_nce(*on(device, *strided, True, True))
-        torch.testing.assert_close(loss.cpu(), expected)
-        torch.testing.assert_close(by_x.cpu(), gradient, atol=1e-6, rtol=1e-5)
-
-
 def test_labels_without_a_proxy_take_no_part(device):
     x, memory, memory_labels, labels = problem(5, 23, 7, 9)
     labels[1], labels[3] = -1, 7

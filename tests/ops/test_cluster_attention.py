@@ -100,18 +100,6 @@ def test_kernels_stay_inside_whatever_the_offsets(offsets, device):
     assert all(t.isfinite().all() for t in (received, *gradients))
 
 
-def test_strided_arguments(device):
-    q, k, _, offsets, scale = problem([2, 3, 7], 2, 5)
-    expected, _ = _op(q, k, scale, offsets)
-    strided = q.mT.contiguous().mT, k.repeat_interleave(2, 1)[:, ::2], scale, offsets.repeat_interleave(2)[::2]
-    received, log_z = kernel.received_attention(*on(device, *strided))
-    torch.testing.assert_close(received.cpu(), expected, atol=1e-5, rtol=1e-5)
-    one = torch.ones(1).expand(12)
-    for actual in kernel.received_attention_backward(*on(device, one, *strided, log_z)):
-        # All receive as much: what one gains another loses.
-        torch.testing.assert_close(actual.cpu(), torch.zeros_like(q), atol=1e-5, rtol=0)
-
-
 def test_no_rows(device):
     q, offsets, scale = torch.randn(2, 0, 3), torch.tensor([0, 0]), torch.tensor(3.0)
     assert received_attention(q, q, offsets, scale).shape == (0,)
