@@ -36,7 +36,7 @@ def class_means(memory: Tensor, memory_labels: Tensor, classes: int | None = Non
     """
     counts = torch.bincount(memory_labels + 1, minlength=1 + (classes or 0))
     order = memory_labels.argsort(stable=True)
-    sums = torch.segment_reduce(_numerics.widen(memory)[order], "sum", lengths=counts, axis=0, initial=0)
+    sums = torch.segment_reduce(_numerics.widen(memory)[order], "sum", lengths=counts, axis=0, initial=0, unsafe=True)
     return ClassMeans(sums[1:] / counts[1:].clamp(min=1)[:, None], counts[1:])
 
 

@@ -130,7 +130,7 @@ def test_a_step_does_what_the_one_before_did(epoch):
 
 
 EVERY_EXTRACTION = {"nonzero in extract": 1}  # whether the features are finite
-EVERY_MEAN = {"bincount in class_means": 1, "segment_reduce in class_means": 1}  # how many classes, and their sizes
+EVERY_MEAN = {"bincount in class_means": 1}  # how many classes there are
 LABEL_STAGE = {
     "cacl": [EVERY_EXTRACTION, EVERY_EXTRACTION, EVERY_MEAN, EVERY_MEAN],
     "cap": [EVERY_EXTRACTION, EVERY_MEAN],
