@@ -22,6 +22,7 @@ BEGIN, END = "<!-- bench/roofline.py writes {} from here -->", "<!-- to here: {}
 # What well-made kernels reach of either limit, and what a launch behind another adds: the estimate's two numbers.
 REACHED, LAUNCH = 0.7, 2.5e-6
 DTYPES = (torch.bfloat16, torch.float32)
+ARCHITECTURES = (80, 90, 100)
 
 
 def ops() -> Iterator[str]:
@@ -61,8 +62,13 @@ def kernels() -> Iterator[str]:
     rows = [each for each in json.loads(path.read_text())["rows"] if f"torch.{each['dtype']}" in map(str, DTYPES)]
     yield "| kernel | type | registers | shared KiB | blocks an SM | buffers | ahead | copy | load | store |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
-    for (kernel, dtype), variants in groupby(rows, key=lambda each: (each["kernel"], each["dtype"])):
-        yield kernel_row(kernel, dtype, list(variants))
+    shown = set()
+    for name, group in groupby(rows, key=lambda each: (each["kernel"], each["dtype"])):
+        variants = list(group)
+        # A kernel that several ops launch is shown once: its variants differ by a few registers.
+        if name not in shown and len(variants) == len(ARCHITECTURES):
+            shown.add(name)
+            yield kernel_row(*name, variants)
 
 
 def kernel_row(kernel: str, dtype: str, variants: list[dict[str, Any]]) -> str:
