@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
@@ -48,7 +49,9 @@ class CudaGraphs:
         """Run the work on a stream beside the current one, as captures do."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), warnings.catch_warnings():
+            # PyTorch warns of a capturable optimiser that steps uncaptured.
+            warnings.filterwarnings("ignore", "This instance was constructed with capturable")
             out = work()
         torch.cuda.current_stream().wait_stream(stream)
         return out

@@ -123,9 +123,7 @@ def build(config: Config) -> Run:
     method = new_method(config, images)
     method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks it
     weights = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(
-        weights, lr=config.lr, weight_decay=config.weight_decay, fused=True, capturable=config.cuda_graph
-    )
+    optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
 
     path = run_folder.choose(config)
@@ -234,7 +232,7 @@ def train_epoch(run: Run) -> None:
 def new_step(run: Run) -> Callable[[Batch], Tensor]:
     """What takes the steps of the epoch under way, at its learning rate."""
     for group in run.optimizer.param_groups:
-        group["lr"] = run.method.lr(run.at.epoch)
+        group |= {"lr": run.method.lr(run.at.epoch), "capturable": run.config.cuda_graph}
     step = partial(train_step, run)
     return CapturedStep(step, run.method.step_constants, CudaGraphs()) if run.config.cuda_graph else step
 

@@ -107,6 +107,17 @@ def test_replays_train_like_the_steps_themselves(name, people, tmp_path, monkeyp
     assert_same_state(ours, theirs)
 
 
+@pytest.mark.usefixtures("tiny_arch")
+def test_a_run_goes_on_with_graphs_and_without(people, tmp_path, monkeypatch):
+    small = TINY | {"arch": "tiny", "method": "cc", "iters": 6, "workers": 1, "data_dir": people, "resume": True}
+    ours, theirs = ([*argv(**small), "--logs-dir", str(tmp_path / name)] for name in ("ours", "theirs"))
+    driver.train(parse([*ours, "--epochs", "1"])[0])
+    folder, recorders = trained([*ours, "--epochs", "2"], monkeypatch)
+    assert [each.captures for each in recorders] == [1]
+    driver.train(parse([*ours, "--epochs", "3"])[0])
+    assert_same_state(folder, driver.train(parse([*theirs, "--epochs", "3"])[0]))
+
+
 def batches(count, *sizes):
     """Batches of these sizes in turn, each with its step's number as its only content."""
     for step in range(count):
