@@ -19,7 +19,7 @@ SANITISERS = {
 def objects(sources: list[Path], folder: Path, flags: list[str], csrc: Path = CSRC) -> list[Path]:
     """Compile `sources`, .cu files as C++, into `folder`; the run-time choice between vector variants is left out,
     which happens before a sanitiser is ready."""
-    command = ["g++", "-std=c++17", "-g", "-DREID_NO_VARIANTS", f"-I{csrc}", f"-I{TESTS / 'cuda'}", *flags]
+    command = ["g++", "-std=c++17", "-g1", "-DREID_NO_VARIANTS", f"-I{csrc}", f"-I{TESTS / 'cuda'}", *flags]
 
     def compiled(source: Path) -> Path:
         out = folder / f"{source.name}.o"
