@@ -90,7 +90,7 @@ def main() -> None:
     if unknown := set(names) - set(STAGES):
         parser.error(f"{min(unknown)} is no stage: choose from {', '.join(STAGES)}")
     if not torch.cuda.is_available():
-        sys.exit("error: torch sees no CUDA device on this machine")
+        parser.error("torch sees no CUDA device on this machine")
     said = {}
     for name in names:
         start = time.monotonic()
