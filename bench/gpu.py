@@ -36,23 +36,20 @@ def python(*arguments: str) -> tuple[str, ...]:
     return sys.executable, *arguments
 
 
-def tests(*arguments: str) -> tuple[str, ...]:
-    """Those of the tests named that need a GPU."""
-    return python("-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu", *arguments)
-
-
 def sanitized(tool: str) -> tuple[str, ...]:
     """Every op once, under one of compute-sanitizer's tools."""
     return (*UNCACHED, "compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", *python("tests/ops/sanitized.py"))
 
 
+# In eight processes: most of their time goes into compiling kernels.
+TESTS = python("-m", "pytest", "-p", "no:cacheprovider", "-n", "8", "-m", "gpu")
 STAGES = {
     "build": Stage("the extension, with CUDA", 60, (python("setup.py", "build_ext", "--inplace"),)),
-    "parity": Stage("everything beside its reference", 100, (tests("tests"),)),
+    "parity": Stage("everything beside its reference", 100, (TESTS,)),
     "sanitize": Stage(
         "no race, nothing out of bounds", 80, tuple(map(sanitized, ("memcheck", "racecheck", "synccheck")))
     ),
-    "ops": Stage("each op beside its reference and its floor", 80, (python("bench/ops.py"),)),
+    "ops": Stage("each op beside its reference and its floor", 80, (python("bench/ops.py", "--eager"),)),
     "cluster": Stage("features to labels", 60, (python("bench/run.py", "--stage", "cluster"),)),
     "step": Stage("training steps", 60, (python("bench/run.py", "--stage", "step"),)),
     "whole": Stage("a run on MSMT17, projected", 40, (python("bench/run.py", "--stage", "whole"),)),

@@ -1,6 +1,6 @@
 """Benchmarks of the ops: reference, torch.compile of it and fused op side by side; `--static`: what the compiler says.
 
-python bench/ops.py [--only NAME] [--smoke]     correctness first, then seconds; rows go to bench/results/
+python bench/ops.py [--only NAME] [--smoke] [--eager]     correctness first, then seconds; rows go to bench/results/
 python bench/ops.py --static                    registers, spills, occupancy, pipelining, widths; no GPU needed
 """
 
@@ -55,7 +55,7 @@ def check(case: Case) -> int:
     return counter.count
 
 
-def row(case: Case, device: str, dtype: torch.dtype, n: int) -> Row:
+def row(case: Case, device: str, dtype: torch.dtype, n: int, eager: bool = False) -> Row:
     """Times of the three forms, and how far the fused one is from what the hardware must spend."""
     launches = check(case)
     name, limits = card()
@@ -74,7 +74,7 @@ def row(case: Case, device: str, dtype: torch.dtype, n: int) -> Row:
         "launches_after": case.launches,
     }
     forms = {"reference": case.reference, "fused": case.fused}
-    if case.compiled:
+    if case.compiled and not eager:
         forms["compiled"] = torch.compile(case.reference)
     for name, form in forms.items():
         if form is not None:
@@ -109,14 +109,14 @@ def show(out: dict[str, Any]) -> str:
     return " | ".join(shown)
 
 
-def run(only: str | None, smoke: bool) -> Iterator[dict[str, Any]]:
+def run(only: str | None, smoke: bool, eager: bool) -> Iterator[dict[str, Any]]:
     """Every case on the CPU in float32; with a GPU there instead, in float32 and bfloat16."""
     cuda = torch.cuda.is_available()
     for dtype in (torch.float32, torch.bfloat16) if cuda else (torch.float32,):
         for case in cases("cuda" if cuda else "cpu", dtype, large=cuda):
             if only is None or case.name.startswith(only):
                 torch.compiler.reset()
-                yield row(case, "cuda" if cuda else "cpu", dtype, 3 if smoke else 20)
+                yield row(case, "cuda" if cuda else "cpu", dtype, 3 if smoke else 20, eager)
 
 
 def compiled() -> list[Row]:
@@ -142,6 +142,9 @@ def main() -> None:
     parser.add_argument("--only", help="only ops whose name starts so; nothing is kept")
     parser.add_argument("--smoke", action="store_true", help="three calls each, nothing kept")
     parser.add_argument("--static", action="store_true", help="compile every kernel for sm_80, sm_90 and sm_100")
+    parser.add_argument(
+        "--eager", action="store_true", help="without torch.compile of the references: it takes long"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads; 1 keeps a busy machine's waits out of the times")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
@@ -152,12 +155,14 @@ def main() -> None:
         print(*table(rows), sep="\n")
         print(f"kept in {save('ops-static', rows, RESULTS)}", file=sys.stderr)
         return
-    rows = []
-    for out in run(arguments.only, arguments.smoke):
+    rows, kept = [], not (arguments.only or arguments.smoke)
+    for out in run(arguments.only, arguments.smoke, arguments.eager):
         rows.append(out)
         print(show(out), flush=True)
-    if not (arguments.only or arguments.smoke):
-        print(f"kept in {save('ops', rows, RESULTS)}", file=sys.stderr)
+        if kept:  # as they come: whoever is stopped keeps what there is
+            path = save("ops", rows, RESULTS)
+    if kept:
+        print(f"kept in {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":
