@@ -142,9 +142,7 @@ def main() -> None:
     parser.add_argument("--only", help="only ops whose name starts so; nothing is kept")
     parser.add_argument("--smoke", action="store_true", help="three calls each, nothing kept")
     parser.add_argument("--static", action="store_true", help="compile every kernel for sm_80, sm_90 and sm_100")
-    parser.add_argument(
-        "--eager", action="store_true", help="without torch.compile of the references: it takes long"
-    )
+    parser.add_argument("--eager", action="store_true", help="without torch.compile of the references: it takes long")
     parser.add_argument("--threads", type=int, help="CPU threads; 1 keeps a busy machine's waits out of the times")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
