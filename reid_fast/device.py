@@ -94,6 +94,12 @@ def choose_kernels(deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+def free_bytes(device: torch.device) -> int:
+    """What torch can hand out on a CUDA device: its free memory, and what torch's allocator holds without using it."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Multiply float32 as float32: no autocast, TF32 or bfloat16 inside, whatever the caller has chosen.

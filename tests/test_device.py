@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reid_fast.clock import Clock
-from reid_fast.device import amp_dtype, full_precision, pick_device
+from reid_fast.device import amp_dtype, free_bytes, full_precision, pick_device
 from reid_fast.errors import UserError
 
 CPU = torch.device("cpu")
@@ -153,3 +153,9 @@ def test_products_have_the_bits_of_full_precision(lowered_precision):
         found = x @ x.T
     torch.set_float32_matmul_precision("highest")
     assert torch.equal(found, x @ x.T)
+
+
+def test_what_torch_holds_unused_is_free_too(monkeypatch):
+    for name, value in {"mem_get_info": (100, 10**6), "memory_reserved": 70, "memory_allocated": 40}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_bytes(torch.device("cuda", 1)) == 130

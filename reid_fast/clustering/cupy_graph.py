@@ -17,6 +17,7 @@ from scipy import sparse
 from torch import Tensor
 
 from reid_fast import _C
+from reid_fast.device import free_bytes
 
 # Of the memory that is free, what rows in flight may take; the rest is for the graph.
 _SCRATCH_SHARE = 0.25
@@ -49,7 +50,7 @@ def jaccard_graph(rows: Tensor, index: Tensor, similarity: Tensor, k2: int, max_
             max_distance=max_distance,
             stream=torch.cuda.current_stream().cuda_stream,
             allocate=_allocator(device),
-            scratch_bytes=int(_SCRATCH_SHARE * _free_bytes(device)),
+            scratch_bytes=int(_SCRATCH_SHARE * free_bytes(device)),
         )
         types = torch.int64, torch.int32, torch.float32
         start, indices, data = (part.view(dtype) for part, dtype in zip(found, types, strict=True))
@@ -133,9 +134,3 @@ def _cupy_csr(data: Tensor, indices: Tensor, start: Tensor, shape: tuple[int, in
 def _allocator(device: torch.device) -> Callable[[int], Tensor]:
     """Memory of torch's allocator by bytes, on `device` and the stream that is current there."""
     return lambda size: torch.empty(size, dtype=torch.uint8, device=device)
-
-
-def _free_bytes(device: torch.device) -> int:
-    """What torch's allocator can hand out: the device's free memory, and what it holds itself without using it."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused

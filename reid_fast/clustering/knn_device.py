@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reid_fast.device import full_precision
+from reid_fast.device import free_bytes, full_precision
 
 # What a pass multiplies in, and its candidates beyond k. The rows that it cannot prove are left to the next; those that
 # the last one cannot, in a crowd of duplicates, are scored against everything.
@@ -22,6 +22,7 @@ _OFF = {torch.bfloat16: 2, torch.float32: 1, torch.float64: 0}
 _TALLEST = 2048  # rows of a block: enough for the product not to wait for memory
 _TILE = 128  # rows and columns of the product's tiles
 _LARGEST = (1 << 31) - 1  # values of a block of products, so that kernels address them with 32 bits
+_ON_CPU = 1 << 27  # bytes for blocks where only tests come by
 _TERMS = 1 << 28  # values of a block of terms: enough for a kernel not to wait for its launch
 
 
@@ -40,7 +41,7 @@ def search(
         index [end - begin, k] int32 and similarity [end - begin, k] float32 as `reid_fast.knn`, and how many rows each
         pass left unproved.
     """
-    memory = memory or _unused(rows.device) // 2
+    memory = memory or (free_bytes(rows.device) // 2 if rows.is_cuda else _ON_CPU)
     index = torch.empty(end - begin, k, dtype=torch.int32, device=rows.device)
     similarity = torch.empty(end - begin, k, device=rows.device)
     searched = pending = torch.arange(begin, end, device=rows.device)
@@ -75,14 +76,6 @@ def _passes(device: torch.device) -> Passes:
     tensor_cores = device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0)
     first = torch.bfloat16 if tensor_cores and hasattr(torch.ops.aten.mm, "dtype_out") else torch.float32
     return (first, 64), _LAST
-
-
-def _unused(device: torch.device) -> int:
-    """Bytes that the GPU, or the caching allocator, has free; of a CPU, where only tests come by, a moderate part."""
-    if device.type == "cpu":
-        return 1 << 28
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _height(n: int, memory: int) -> int:

@@ -72,7 +72,7 @@ def pull_back(by_product: Tensor, memory: Tensor, unit: Tensor, norm: Tensor | N
     return torch.addcmul(h, (h * unit).sum(1, keepdim=True), unit, value=-1).div_(norm)
 
 
-def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
     """Keep a function's products in their operands' type where the caller's autocast would lower them."""
 
     @wraps(function)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef, custom_op
 
-from reid_fast.ops._numerics import full_precision
+from reid_fast.ops._numerics import without_autocast
 
 
 def register(
@@ -37,7 +37,7 @@ def register(
     names = list(changed.values())
     op = custom_op(
         f"reid_fast::{name}",
-        _in_place(full_precision(cpu), changed),
+        _in_place(without_autocast(cpu), changed),
         mutates_args=names,
         device_types="cpu",
         schema=signature,

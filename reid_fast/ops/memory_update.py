@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid_fast.ops._numerics import check_rows, check_shapes, check_temperature, full_precision, widen
+from reid_fast.ops._numerics import check_rows, check_shapes, check_temperature, widen, without_autocast
 from reid_fast.ops._registration import fake_nothing, register
 
 MODES = ("serial", "hard", "weighted", "pick")
@@ -68,7 +68,7 @@ def check(
     check_shapes("memory C D, x B D, labels B, scores B", memory, x, labels, scores)
 
 
-@full_precision
+@without_autocast
 def memory_update_ref(
     memory: Tensor,
     x: Tensor,

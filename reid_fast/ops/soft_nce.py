@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reid_fast.ops._numerics import check_shapes, check_temperature, full_precision, total, widen
+from reid_fast.ops._numerics import check_shapes, check_temperature, total, widen, without_autocast
 from reid_fast.ops.cluster_nce import cluster_nce
 
 
-@full_precision
+@without_autocast
 def hard_nce(x: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Pull each feature to its least similar positive, away from all other identities of the batch.
 
@@ -44,7 +44,7 @@ def hard_nce(x: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> 
     return total(F.softplus(others - positive), labels, None)
 
 
-@full_precision
+@without_autocast
 def soft_nce(x: Tensor, teacher: Tensor, weak: Tensor, temperature: float) -> Tensor:
     """Make the similarities of a strong view to the batch follow those that the teacher sees between weak views.
 

@@ -61,9 +61,6 @@ class Cuda:
         self.cuda = types.SimpleNamespace(
             device=self.device,
             current_stream=lambda: types.SimpleNamespace(cuda_stream=self.checked(self.stream)),
-            mem_get_info=lambda device: (self.free, 1 << 40),
-            memory_reserved=lambda device: 0,
-            memory_allocated=lambda device: 0,
         )
 
     def __getattr__(self, name):
@@ -164,6 +161,7 @@ def cuda(emulated, monkeypatch):
     module, library = emulated
     cuda = Cuda(library)
     monkeypatch.setattr(cupy_graph, "torch", cuda)
+    monkeypatch.setattr(cupy_graph, "free_bytes", lambda device: cuda.free)
     monkeypatch.setattr(cupy_graph, "_C", module)
     monkeypatch.setattr(jaccard, "_C", module)
     cupy = types.SimpleNamespace(from_dlpack=lambda tensor: CupyArray(tensor.as_subclass(torch.Tensor).numpy()))
