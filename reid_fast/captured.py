@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reid_fast.data.images import Batch
 from reid_fast.errors import UserError
+from reid_fast.ranks import Ranks
 
 # Steps that run as ever before a capture: what they make on first use, such as the optimiser's state, must be there.
 WARM_UP = 3
@@ -18,11 +19,13 @@ WARM_UP = 3
 Work = Callable[[], Tensor]
 
 
-def check_capturable(device: torch.device, amp: torch.dtype | None) -> None:
+def check_capturable(device: torch.device, amp: torch.dtype | None, ranks: Ranks) -> None:
     """
     Raises:
-        UserError: steps cannot be captured there, or in that precision.
+        UserError: steps cannot be captured there, in that precision, or by several ranks.
     """
+    if ranks.group is not None:
+        raise UserError("--cuda-graph is for one process: leave it out, or start without torchrun")
     if device.type != "cuda":
         raise UserError(f"--cuda-graph needs a CUDA device, not {device.type}: leave it out")
     if amp is torch.float16:

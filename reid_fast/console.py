@@ -15,8 +15,12 @@ _QUIET_SECONDS = 10.0  # between plain progress lines
 class Console:
     """The terminal, or the file that stdout goes to."""
 
-    def __init__(self) -> None:
-        self._terminal = Terminal()
+    def __init__(self, *, quiet: bool = False) -> None:
+        """
+        Args:
+            quiet: say nothing, as all but the first of several processes do.
+        """
+        self._terminal = Terminal(quiet=quiet)
 
     def say(self, text: object = "") -> None:
         """Print a line or a table; without a terminal, lines are left unwrapped."""

@@ -15,10 +15,14 @@ from reid_fast.errors import UserError
 _ISA = "ONEDNN_MAX_CPU_ISA"  # what oneDNN may use of the processor's instructions
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that is there, and make a CUDA device the current one.
 
     Libraries, capability checks and kernels ask for the current device: so all of a run is on its own.
+
+    Args:
+        name: without a number, CUDA devices go round.
+        local_rank: this process among those of its machine.
 
     Returns:
         The device, a CUDA one with its number.
@@ -32,7 +36,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("only cpu and cuda are supported")
-        device = torch.empty(0, device=device).device  # of "cuda", the number too
+        if device == torch.device("cuda"):
+            device = torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used ({str(error).splitlines()[0]})") from None
     if device.type == "cuda":
@@ -44,19 +50,6 @@ def to_device(values: np.ndarray, device: torch.device) -> Tensor:
     """An array as a tensor on `device`: to CUDA its copy is queued, from pinned memory, and the host goes on."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def require_one_process() -> None:
-    """Stop where a launcher has started several: each would train alone, into the same run folder.
-
-    Raises:
-        UserError: it has.
-    """
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1":
-        raise UserError(
-            f"training runs in one process, not in {processes}: start `python -m reid_fast.train` without torchrun"
-        )
 
 
 def amp_dtype(device: torch.device, wanted: bool, width: int) -> torch.dtype | None:
@@ -92,6 +85,32 @@ def choose_kernels(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def pick_threads(asked: int, processes: int = 1) -> int:
+    """CPU threads of a process: as many as are asked for, or, for 0, its share of the cores that it may use.
+
+    Args:
+        asked: 0 or more.
+        processes: that share the machine.
+    """
+    return asked or max(1, len(os.sched_getaffinity(0)) // processes)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Inside, torch and the extension, which reads the environment each time, compute in `count` CPU threads."""
+    before, asked = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(count)
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if asked is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = asked
 
 
 def free_bytes(device: torch.device) -> int:

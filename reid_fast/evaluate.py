@@ -17,11 +17,12 @@ from reid_fast.data.images import MEAN, STD, ImageStream
 from reid_fast.data.open import OpenedSet, open_set
 from reid_fast.data.sets import SIZES, ImageSet, ReidSet, counts_table
 from reid_fast.device import amp_dtype, pick_device
-from reid_fast.errors import UserError, exit_on_user_error
+from reid_fast.errors import UserError
 from reid_fast.labels.extract import extract
 from reid_fast.metrics import Scores, rank_scores
 from reid_fast.metrics_log import score_table
 from reid_fast.models.encoder import Encoder
+from reid_fast.ranks import ALONE, Ranks, command
 
 
 @dataclass(frozen=True)
@@ -52,26 +53,40 @@ class EvaluateConfig:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line: exit code 0, or 2 with one sentence on bad input."""
-    with exit_on_user_error():
+    with command() as ranks:
         config = read(EvaluateConfig, argv, description=f"{EvaluateConfig.__doc__}\n\nData sets: {', '.join(SIZES)}.")
         check_ranges(config)
-        evaluate(config)
+        evaluate(config, ranks)
 
 
-def evaluate(config: EvaluateConfig) -> Scores:
-    """Score a run folder's encoder, print a table and write JSON."""
-    console = Console()
-    device = pick_device(config.device)
-    encoder, description = load_encoder(config.run_folder)
-    opened = open_set(
-        config.dataset,
-        config.data_dir,
-        pattern=config.pattern,
-        skip_bad_images=config.skip_bad_images,
-        threads=config.workers,
-        console=console,
-    )
-    data = announce(opened, console)
+def evaluate(config: EvaluateConfig, ranks: Ranks = ALONE) -> Scores:
+    """Score a run folder's encoder, print a table and write JSON.
+
+    Args:
+        config: the settings.
+        ranks: the processes that share the work, all of which call this.
+    """
+    device = pick_device(config.device, ranks.local_rank)
+    with ranks.connected(device):
+        return _evaluate(config, device, ranks)
+
+
+def _evaluate(config: EvaluateConfig, device: torch.device, ranks: Ranks) -> Scores:
+    console = Console(quiet=not ranks.first)
+    encoder, description = ranks.from_first(lambda: load_encoder(config.run_folder))
+
+    def opened() -> ReidSet:
+        found = open_set(
+            config.dataset,
+            config.data_dir,
+            pattern=config.pattern,
+            skip_bad_images=config.skip_bad_images,
+            threads=config.workers,
+            console=console,
+        )
+        return announce(found, console)
+
+    data = ranks.from_first(opened)
     if data.query is None or data.gallery is None:
         raise UserError(f"{config.dataset} has no queries and gallery to evaluate on")
     scores = score_encoder(
@@ -83,10 +98,12 @@ def evaluate(config: EvaluateConfig) -> Scores:
         amp=amp_dtype(device, config.amp, description["width"]),
         batch_size=config.batch_size,
         threads=config.workers,
+        ranks=ranks,
     )
     console.say(score_table({config.dataset: asdict(scores)}))
     output = config.output or config.run_folder / f"evaluate-{config.dataset}.json"
-    run_folder.write_json(output, {"dataset": config.dataset, **asdict(scores), "model": description})
+    if ranks.first:
+        run_folder.write_json(output, {"dataset": config.dataset, **asdict(scores), "model": description})
     console.say(f"written to {output}")
     return scores
 
@@ -109,15 +126,17 @@ def score_encoder(
     amp: torch.dtype | None = None,
     batch_size: int = 256,
     threads: int = 2,
+    ranks: Ranks = ALONE,
 ) -> Scores:
-    """Extract the features of queries and gallery and rank them, on the encoder's device."""
+    """Extract the features of queries and gallery and rank them, on the encoder's device, the work shared by ranks."""
     device = next(encoder.parameters()).device
     features = []
     for part in (query, gallery):
         stream = ImageStream(part.paths, size, batch_size=batch_size, device=device, threads=threads)
         with console.progress("evaluating") as report:
-            features.append(extract(encoder, stream, batch_size=batch_size, amp=amp, progress=report))
-    return rank_scores(features[0], query.pids, query.cams, features[1], gallery.pids, gallery.cams)
+            features.append(extract(encoder, stream, batch_size=batch_size, amp=amp, progress=report, ranks=ranks))
+    ids = query.pids, query.cams, features[1], gallery.pids, gallery.cams
+    return rank_scores(features[0], *ids, ranks=ranks)
 
 
 def describe(config: Config) -> dict[str, Any]:

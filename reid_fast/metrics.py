@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reid_fast.device import full_precision
 from reid_fast.errors import UserError
+from reid_fast.ranks import ALONE, Ranks
 
 _BLOCK_ELEMENTS = 2**23  # query × gallery scores held at once: 32 MiB in float32
 _NO_MATCH = (
@@ -53,6 +54,7 @@ def rank_scores(
     *,
     block: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Scores:
     """Rank the gallery for every query by inner product and score the rankings.
 
@@ -70,6 +72,7 @@ def rank_scores(
         gallery_cams: [G] cameras.
         block: queries ranked at once; memory grows with block × G, never with Q × G. Default: 2²³ // G.
         progress: called with (queries done, queries in all) after each block.
+        ranks: share the queries; all of them call this with the same features and get the scores.
 
     Raises:
         ValueError: shapes that do not fit, a NaN or Inf (names the row).
@@ -84,18 +87,21 @@ def rank_scores(
     if block is None:
         block = max(1, _BLOCK_ELEMENTS // max(1, len(gallery)))
 
-    columns: list[Tensor] = []
-    for start in range(0, len(query), block):
-        rows = slice(start, start + block)
+    shares = ranks.shares(len(query))
+    own = shares[ranks.rank]
+    columns = torch.empty(len(query), 4, dtype=torch.float64, device=gallery.device)
+    for start in range(own.start, own.stop, block):
+        rows = slice(start, min(start + block, own.stop))
         same = q_pids[rows, None] == g_pids
         hidden = (same & (q_cams[rows, None] == g_cams)) | (g_pids == -1)
         with full_precision(gallery.device):
             similarity = query[rows] @ gallery.T
         similarity.masked_fill_(hidden, -torch.inf)
-        columns.append(_score_block(similarity, same & ~hidden))
+        columns[rows] = _score_block(similarity, same & ~hidden).T
         if progress is not None:
-            progress(min(start + block, len(query)), len(query))
-    return _means(torch.cat(columns, dim=1) if columns else query.new_empty(4, 0))
+            progress(rows.stop - own.start, own.stop - own.start)
+    ranks.complete(columns, shares)
+    return _means(columns.T)
 
 
 def check_evaluable(

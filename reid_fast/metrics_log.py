@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from reid_fast import run_folder
 from reid_fast.errors import UserError
 
 SCORES = ("mAP", "rank1", "rank5", "rank10", "mINP")
@@ -22,20 +23,25 @@ def score_key(encoder: str, name: str) -> str:
 class MetricsLog:
     """The rows of one run folder."""
 
-    def __init__(self, folder: Path, *, last_epoch: int = 0, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, *, last_epoch: int = 0, tensorboard: bool = False, writes: bool = True) -> None:
         """
         Args:
             folder: of the run.
             last_epoch: rows of later epochs are dropped from metrics.jsonl: a resumed run writes them again.
             tensorboard: write events too.
+            writes: whether this process is the one that records.
         """
-        self._path = folder / "metrics.jsonl"
-        kept = [row for row in self.rows() if row["epoch"] <= last_epoch]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._path, self._writes, self._events = folder / "metrics.jsonl", writes, None
+        if not writes:
+            return
+        kept = "".join(json.dumps(row) + "\n" for row in self.rows() if row["epoch"] <= last_epoch)
+        run_folder.write_whole(self._path, lambda file: file.write(kept.encode()))
         self._events = _tensorboard(folder) if tensorboard else None
 
     def add(self, row: dict[str, Any]) -> None:
         """Record an epoch."""
+        if not self._writes:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         if self._events:

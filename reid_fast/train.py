@@ -1,14 +1,20 @@
-"""Cluster, then train, epoch after epoch: `python -m reid_fast.train --method cc --amp`."""
+"""Cluster, then train, epoch after epoch: `python -m reid_fast.train --method cc --amp`.
+
+With several ranks (`torchrun -m reid_fast.train`) all of them run this, each on its part of the images. What they have
+to say, to log and to save, the first one does for all.
+"""
 
 from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial, reduce
 from operator import add
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import numpy as np
@@ -25,18 +31,24 @@ from reid_fast.console import Console
 from reid_fast.data.images import Batch, Loader, open_loader
 from reid_fast.data.open import open_set
 from reid_fast.data.sets import ImageSet, ReidSet, TrainingSet
-from reid_fast.device import amp_dtype, choose_kernels, pick_device, require_one_process
-from reid_fast.errors import UserError, exit_on_user_error
+from reid_fast.device import amp_dtype, choose_kernels, pick_device, pick_threads, threads
+from reid_fast.errors import Stopped, UserError
 from reid_fast.evaluate import announce, describe, score_encoder
+from reid_fast.gradients import with_shared_gradients
 from reid_fast.labels.extract import extract
+from reid_fast.labels.neighbours import find_neighbours
 from reid_fast.methods import Method, new_method
 from reid_fast.methods.settings import SourceSettings
 from reid_fast.metrics import check_evaluable, label_scores
 from reid_fast.metrics_log import SCORES, MetricsLog, epoch_line, score_key, summary
 from reid_fast.models.encoder import Encoder
-from reid_fast.models.norm import target_state
+from reid_fast.models.norm import share_groups, target_state
+from reid_fast.ranks import ALONE, Ranks, Split, command
+from reid_fast.stop import Stop
 
-CHECK_STEPS = {"cpu": 1, "cuda": 20}  # steps between looks at the loss: on CUDA a look waits for the GPU
+# Steps between looks at the loss, and at whether to stop: on CUDA a look waits for the GPU.
+CHECK_STEPS = {"cpu": 1, "cuda": 20}
+GRACE = 25.0  # seconds from SIGTERM to the end of a rank that waits for one that is gone; torchrun kills after 30
 
 
 @dataclass
@@ -74,22 +86,53 @@ class Run:
     scaler: torch.amp.GradScaler
     loader: Loader
     at: Position
+    ranks: Ranks
+    split: Split | None  # of a batch among several ranks
+    loss: Callable[[Batch], Tensor]  # of a step
+    stop: Stop
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: exit code 0, or 2 with one sentence on bad input."""
-    with exit_on_user_error():
+    """The command line: exit code 0, 2 with one sentence on bad input, 143 where SIGTERM has asked it to end."""
+    with command() as ranks:
         config, origin = parse(argv)
-        if config.show_config:
+        if not config.show_config:
+            train(config, ranks)
+        elif ranks.first:
             for name, value in to_json(config).items():
                 print(f"{name:<16} {value!s:<24} {origin[name]}")
-        else:
-            train(config)
 
 
-def train(config: Config) -> Path:
-    """Train from the start, or from the last checkpoint on, and return the run folder."""
-    run = build(config)
+def train(config: Config, ranks: Ranks = ALONE) -> Path:
+    """Train from the start, or from the last checkpoint on, and return the run folder.
+
+    Args:
+        config: the run's settings.
+        ranks: the processes that train together, all of which call this.
+    """
+    device = pick_device(config.device, ranks.local_rank)
+    stop = Stop()
+    with stop.listening(grace=None if ranks is ALONE else GRACE), ranks.connected(device), computing(config, ranks):
+        run = build(config, ranks, stop)
+        go_through_epochs(run)
+        return run.folder
+
+
+@contextmanager
+def computing(config: Config, ranks: Ranks) -> Iterator[None]:
+    """Inside, the network has its CPU threads; several ranks share the cores of their machine, in all they compute."""
+    if ranks.group is not None:
+        with threads(pick_threads(config.threads, ranks.local_size)):
+            yield
+        return
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    yield
+
+
+def go_through_epochs(run: Run) -> None:
+    """Evaluate the untrained network, then cluster and train until all epochs are done."""
+    config = run.config
     with run.checkpoints:
         if run.at.epoch == run.at.step == 0:
             finish_epoch(run, {"epoch": 0, "seconds": {}})  # the scores of the untrained network
@@ -100,45 +143,48 @@ def train(config: Config) -> Path:
             row = epoch_row(run)
             run.at = Position(run.at.epoch + 1, steps_before=run.at.steps_before + run.at.step)
             finish_epoch(run, row)
-            run_folder.export(run.folder, target_state(run.method.model), describe(config))
+            if run.ranks.first:
+                run_folder.export(run.folder, target_state(run.method.model), describe(config))
             save(run)
             run.checkpoints.wait()
     summarise(run)
-    return run.folder
 
 
-def build(config: Config) -> Run:
+def build(config: Config, ranks: Ranks = ALONE, stop: Stop | None = None) -> Run:
     """Open the data and put the parts together; with `--resume`, as they were at the last checkpoint."""
-    require_one_process()
+    device = pick_device(config.device, ranks.local_rank)
     torch.manual_seed(config.seed)
     choose_kernels(config.deterministic)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = pick_device(config.device)
     amp = amp_dtype(device, config.amp, config.width)
     if config.cuda_graph:
-        check_capturable(device, amp)
-    console = Console()
-    data, images = open_data(config, console)
-    method = new_method(config, images)
+        check_capturable(device, amp, ranks)
+    console = Console(quiet=not ranks.first)
+    data, images = ranks.from_first(lambda: open_data(config, console))
+    with ranks.first_of_machine_first():
+        method = new_method(config, images)
     method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks it
     weights = [parameter for parameter in method.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
 
-    path = run_folder.choose(config)
-    at, last_epoch = Position(), -1
-    if config.resume and (path / "last.pt").exists():
-        state = run_folder.load(path)
-        run_folder.check_same(state, config, path)
+    path, state = ranks.from_first(lambda: open_run(config))
+    at = Position()
+    if state is not None:
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         at = Position(**state["at"])
-        last_epoch = at.epoch
-    run_folder.describe(path, config)
-    metrics = MetricsLog(path, last_epoch=last_epoch, tensorboard=config.tensorboard)
+    metrics = MetricsLog(
+        path, last_epoch=-1 if state is None else at.epoch, tensorboard=config.tensorboard, writes=ranks.first
+    )
+    split = None if ranks.group is None else split_batches(config, images, ranks, device)
+    if split is not None and split.spans(config.bn_group):
+        share_groups(method, split)
+    loss = with_shared_gradients(method, lambda batch: reduce(add, method.training_step(batch).values()), ranks)
+    ranks.adopt([*method.parameters(), *method.buffers()])
     console.say(f"{config.method} on {config.dataset}, {config.arch}, {device}, {amp or 'float32'} -> {path}")
+    if split is not None:
+        console.say(describe_ranks(config, split))
     loader = open_loader(
         images,
         size=config.size,
@@ -152,8 +198,45 @@ def build(config: Config) -> Run:
     )
     if not loader.held:
         console.say(str(loader.held))
-    checkpoints = CheckpointWriter(path)
-    return Run(config, path, checkpoints, console, metrics, device, amp, data, method, optimizer, scaler, loader, at)
+    parts = config, path, CheckpointWriter(path), console, metrics, device, amp, data, method, optimizer, scaler
+    return Run(*parts, loader, at, ranks, split, loss, stop or Stop())
+
+
+def open_run(config: Config) -> tuple[Path, dict[str, Any] | None]:
+    """The run folder, and the state to continue from, if there is one and it may."""
+    path = run_folder.choose(config)
+    state = run_folder.load(path) if config.resume and (path / "last.pt").exists() else None
+    if state is not None:
+        run_folder.check_same(state, config, path)
+    run_folder.describe(path, config)
+    return path, state
+
+
+def split_batches(config: Config, images: TrainingSet, ranks: Ranks, device: torch.device) -> Split:
+    """Whole BatchNorm groups to each rank, or, where there are fewer groups than ranks, whole identities.
+
+    Raises:
+        UserError: there are fewer identities than ranks, too.
+    """
+    B, K = config.batch_size, config.num_instances
+    if ranks.size > B // K:
+        raise UserError(
+            f"--batch-size {B} holds {B // K} identities, too few for {ranks.size} processes: start at most {B // K}, "
+            "or choose a larger batch"
+        )
+    group = config.bn_group or B
+    return Split(ranks, B, group if group < B and -(-B // group) >= ranks.size else K, images.domains, device)
+
+
+def describe_ranks(config: Config, split: Split) -> str:
+    """Who does what, for the console."""
+    ranks = split.ranks
+    counts = " + ".join(str(share.stop - share.start) for share in split.shares)
+    across = ", whose statistics ranks share" if split.spans(config.bn_group) else ""
+    return (
+        f"{ranks.size} processes of {torch.get_num_threads()} CPU threads: {counts} images of each batch, "
+        f"in BatchNorm groups of {config.bn_group or config.batch_size}{across}"
+    )
 
 
 def open_data(config: Config, console: Console) -> tuple[ReidSet, TrainingSet]:
@@ -181,20 +264,29 @@ def label_images(run: Run) -> np.ndarray:
         with run.console.progress("extracting") as report:
             images = run.loader.source if source else run.loader.target
             assert images is not None  # a method asks for a source only where there is one
-            return extract(encoder, images, amp=run.amp, progress=report)
+            return extract(encoder, images, amp=run.amp, progress=report, ranks=run.ranks)
 
     with clock.stage("extract"):
         features = method.extract_features(extract_features)
-    graph = method.build_graph(features, epoch, clock, run.console.say)
-    with clock.stage("dbscan"):
-        labels = method.assign_labels(graph, epoch)
-    if not in_company(labels).any():
-        raise UserError(
-            f"epoch {epoch + 1} found no cluster among {len(labels)} images: raise --eps "
-            "or lower --min-samples, or check that the images show several people more than once"
-        )
+    search, ranks = run.config.knn, run.ranks
+    neighbours = find_neighbours(features, method.neighbours, clock, search=search, say=run.console.say, ranks=ranks)
+
+    def cluster() -> np.ndarray:
+        with clock.stage("jaccard"):
+            graph = method.build_graph(features, neighbours, epoch)
+        with clock.stage("dbscan"):
+            labels = method.assign_labels(graph, epoch)
+        if not in_company(labels).any():
+            raise UserError(
+                f"epoch {epoch + 1} found no cluster among {len(labels)} images: raise --eps "
+                "or lower --min-samples, or check that the images show several people more than once"
+            )
+        return labels
+
+    labels = ranks.from_first(cluster)
     with clock.stage("memory"):
         method.fill_memory(features, labels)
+        ranks.adopt([*method.parameters(), *method.buffers()])
     run.at.seconds = dict(clock)
     return labels
 
@@ -212,21 +304,27 @@ def train_epoch(run: Run) -> None:
     step = new_step(run)
     method.train()
     plan = method.plan_epoch(labels, at.epoch)
-    batches = run.loader.batches(plan, labels, epoch=at.epoch, first_step=at.step, steps_before=at.steps_before)
+    batches = run.loader.batches(
+        plan, labels, epoch=at.epoch, first_step=at.step, steps_before=at.steps_before, split=run.split
+    )
     unread: list[Tensor] = []  # losses that the host has not looked at yet
-    with run.console.progress("training") as report, clock.stage("train") as lap:
+    with run.stop.noting(), run.console.progress("training") as report, clock.stage("train") as lap:
         for batch in batches:
             unread.append(step(replace(batch, drawn=method.draw(batch))))
             at.step += 1
             report(at.step * plan.shape[1], plan.size)
-            saving = at.step % config.save_steps == 0 and at.step < len(plan)
+            saving, stopping = at.step % config.save_steps == 0 and at.step < len(plan), False
             if saving or at.step == len(plan) or len(unread) == CHECK_STEPS[run.device.type]:
                 read_losses(run, unread, plan)
-            if saving:
+                stopping = run.ranks.any(run.stop.signal != 0)
+            if saving or stopping:
                 lap()
                 at.seconds = dict(clock)
                 save(run)
+            if stopping:
+                raise Stopped(run.stop.signal or SIGTERM)
     at.seconds = dict(clock)
+    run.ranks.adopt(method.buffers())  # running statistics: the first group's, which the first rank has
 
 
 def new_step(run: Run) -> Callable[[Batch], Tensor]:
@@ -240,7 +338,7 @@ def new_step(run: Run) -> Callable[[Batch], Tensor]:
 def train_step(run: Run, batch: Batch) -> Tensor:
     """One step; its loss, still on the device: nothing here waits for it."""
     with torch.autocast(run.device.type, run.amp, enabled=run.amp is not None):
-        loss = reduce(add, run.method.training_step(batch).values())
+        loss = run.loss(batch)
     run.optimizer.zero_grad()
     run.scaler.scale(loss).backward()
     run.scaler.step(run.optimizer)
@@ -256,7 +354,9 @@ def read_losses(run: Run, unread: list[Tensor], plan: np.ndarray) -> None:
         if not math.isfinite(value):
             path = run.folder / "nonfinite.json"
             paths = [str(run.loader.paths[i]) for i in plan[step]]
-            run_folder.write_json(path, {"epoch": run.at.epoch + 1, "step": step, "loss": str(value), "batch": paths})
+            content = {"epoch": run.at.epoch + 1, "step": step, "loss": str(value), "batch": paths}
+            if run.ranks.first:
+                run_folder.write_json(path, content)
             raise UserError(
                 f"the loss of epoch {run.at.epoch + 1}, step {step} is {value}: its batch is listed in {path}; "
                 "lower --lr or train without --amp, continuing from the last checkpoint"
@@ -294,7 +394,14 @@ def finish_epoch(run: Run, row: dict[str, Any]) -> None:
         with clock.stage("evaluate"):
             for prefix, encoder in {"": run.method.model, **run.method.others}.items():
                 scores = score_encoder(
-                    encoder, query, gallery, config.size, run.console, amp=run.amp, threads=config.workers
+                    encoder,
+                    query,
+                    gallery,
+                    config.size,
+                    run.console,
+                    amp=run.amp,
+                    threads=config.workers,
+                    ranks=run.ranks,
                 )
                 row |= {score_key(prefix, name): getattr(scores, name) for name in SCORES}
         row |= {"seconds": dict(clock)}
@@ -303,7 +410,9 @@ def finish_epoch(run: Run, row: dict[str, Any]) -> None:
 
 
 def save(run: Run) -> None:
-    """Let all state be written to last.pt."""
+    """Let all state be written to last.pt: it does not depend on the number of ranks."""
+    if not run.ranks.first:
+        return
     state = {
         "config": to_json(run.config),
         "method": run.method.state_dict(),

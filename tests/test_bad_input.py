@@ -69,10 +69,12 @@ def test_a_set_with_one_camera_is_refused_before_training(capsys, copied: Path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_several_processes_are_refused(capsys, monkeypatch, people: Path, tmp_path: Path) -> None:
+def test_half_of_torchruns_environment_is_refused(capsys, monkeypatch, people: Path, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     text = refused(capsys, train, *RUN, "--data-dir", people, "--logs-dir", tmp_path / "run")
-    assert "one process" in text
+    assert "LOCAL_RANK=None" in text
+    assert "torchrun" in text
     assert not (tmp_path / "run").exists()
 
 

@@ -11,6 +11,7 @@ from reid_fast import train as driver
 from reid_fast.command_line import parse
 from reid_fast.data.images import Batch
 from reid_fast.methods import dccc, method_names, settings_class
+from reid_fast.ranks import ALONE
 
 
 class Operations(TorchDispatchMode):
@@ -70,7 +71,7 @@ def trained(flags, monkeypatch):
         return captured.CapturedStep(step, constants, recorders[-1])
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "check_capturable", lambda device, amp: None)
+        patch.setattr(driver, "check_capturable", lambda device, amp, ranks: None)
         patch.setattr(driver, "CapturedStep", recorded)
         return driver.train(parse([*flags, "--cuda-graph"])[0]), recorders
 
@@ -154,8 +155,8 @@ def test_without_a_gpu_it_is_refused(people, capsys):
 
 def test_a_loss_scaler_is_refused():
     with pytest.raises(captured.UserError, match="float16"):
-        captured.check_capturable(torch.device("cuda"), torch.float16)
-    captured.check_capturable(torch.device("cuda"), torch.bfloat16)
+        captured.check_capturable(torch.device("cuda"), torch.float16, ALONE)
+    captured.check_capturable(torch.device("cuda"), torch.bfloat16, ALONE)
 
 
 @pytest.mark.gpu

@@ -12,10 +12,23 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "reid_fast"
-LEAVES = {"checkpoint", "clock", "config", "console", "device", "errors", "metrics", "metrics_log", "run_folder"}
+LEAVES = {
+    "checkpoint",
+    "clock",
+    "config",
+    "console",
+    "device",
+    "errors",
+    "metrics",
+    "metrics_log",
+    "ranks",
+    "run_folder",
+    "stop",
+}
 BELOW = {  # what each room may import, beside itself and the leaves
-    "train": {"captured", "evaluate", "command_line", "methods", "labels", "models", "data"},
+    "train": {"captured", "gradients", "evaluate", "command_line", "methods", "labels", "models", "data"},
     "captured": {"data"},
+    "gradients": {"data"},
     "evaluate": {"command_line", "labels", "models", "data"},
     "command_line": {"methods", "models", "data"},
     "methods": {"memories", "labels", "models", "data", "clustering", "ops"},

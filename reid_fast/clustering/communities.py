@@ -8,27 +8,25 @@ from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 from scipy import sparse
-from torch import Tensor
 
 from reid_fast.clustering.cupy_graph import on_host
-from reid_fast.clustering.knn import knn
+from reid_fast.clustering.jaccard import Neighbours
 from reid_fast.errors import UserError
 
 
-def similarity_graph(features: Tensor, neighbours: int, min_similarity: float) -> sparse.csr_matrix:
+def similarity_graph(neighbours: Neighbours, min_similarity: float) -> sparse.csr_matrix:
     """Directed links from each image to its nearest ones, weighted by cosine similarity.
 
     Args:
-        features: [N, D] features.
-        neighbours: how many images, itself included, are looked at.
-        min_similarity: a image less similar than this gets no link.
+        neighbours: of each image, itself included, as `knn` returns them.
+        min_similarity: an image less similar than this gets no link.
 
     Returns:
         [N, N] similarities without a diagonal.
     """
-    nearest = knn(features, min(neighbours, len(features)))
-    index, similarity = (part.numpy(force=True) for part in nearest)
+    index, similarity = (torch.as_tensor(part).numpy(force=True) for part in neighbours)
     linked = (similarity >= min_similarity) & (index != np.arange(len(index))[:, None])
     start = np.concatenate([[0], np.cumsum(linked.sum(1))])
     return sparse.csr_matrix((similarity[linked], index[linked], start), shape=(len(index), len(index)))

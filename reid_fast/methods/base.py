@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -14,12 +14,11 @@ from scipy import sparse
 from torch import Tensor
 
 from reid_fast import clustering
-from reid_fast.clock import Clock
+from reid_fast.clustering.jaccard import Neighbours
 from reid_fast.config import Config, Overlay
 from reid_fast.data.images import Batch, Rule, View, epoch_plan, other_cameras
 from reid_fast.data.sets import ImageSet, TrainingSet
 from reid_fast.errors import UserError
-from reid_fast.labels.graph import jaccard_graph
 from reid_fast.memories import PrototypeMemory, Update, VaryingBuffers, label_means
 from reid_fast.methods.settings import CommunitySettings, PrototypeSettings, SourceSettings, UpdateSettings
 from reid_fast.models.encoder import Encoder
@@ -38,6 +37,7 @@ class Method(VaryingBuffers, ABC):
 
     One epoch calls, in this order: `extract_features`, `build_graph`, `assign_labels`, `fill_memory`, `plan_epoch`,
     then for each step `draw`, `training_step` and, behind the optimiser's, `finish_step`. Epochs are counted from 0.
+    Where several ranks train, the first one alone builds the graph and assigns the labels; all else each of them does.
 
     The type of `config` is the dataclass of the settings that the method reads; its defaults are the paper's.
     """
@@ -118,14 +118,19 @@ class Method(VaryingBuffers, ABC):
             return torch.empty(0, self.encoder.width, device=next(self.encoder.parameters()).device)
         return F.normalize(label_means(extract(self.model, source=True), self.images.source.pids))
 
-    def build_graph(self, features: Tensor, epoch: int, clock: Clock, say: Callable[[str], None]) -> sparse.csr_matrix:
+    @property
+    def neighbours(self) -> int:
+        """K, the nearest images of each, itself included, that the graph is made of."""
+        other = _other_clustering(self.config)
+        return other.neighbours if other and other.cluster == "infomap" else self.config.k1
+
+    def build_graph(self, features: Tensor, neighbours: Neighbours, epoch: int) -> sparse.csr_matrix:
         """[N, N] what `assign_labels` clusters: Jaccard distances, or similarities for Infomap."""
         config, other = self.config, _other_clustering(self.config)
         if other and other.cluster == "infomap":
-            with clock.stage("knn"):
-                return clustering.similarity_graph(features, other.neighbours, other.min_similarity)
+            return clustering.similarity_graph(neighbours, other.min_similarity)
         sizes = config.k1, config.k2, self.max_distance(epoch)
-        return jaccard_graph(features, *sizes, clock, search=config.knn, say=say)
+        return clustering.jaccard_graph(features, *sizes, neighbours=neighbours)
 
     def assign_labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:
         """[N] int64 pseudo labels from the graph; -1 takes no part in the epoch."""
@@ -172,7 +177,11 @@ class Method(VaryingBuffers, ABC):
 
     @abstractmethod
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Named scalar losses, whose sum the loop minimises; the memory has moved when it returns."""
+        """Named scalar losses, whose sum the loop minimises; the memory has moved when it returns.
+
+        What is computed of the batch's images passes through `batch.gather` before it meets anything else: the losses
+        are those of the whole step, whichever rank computes them.
+        """
 
     def finish_step(self, batch: Batch) -> None:
         """What follows the optimiser's step; here, nothing."""
@@ -210,7 +219,7 @@ class PrototypeContrast(Method):
         self.memory.fill(features, labels, kept=self.images.source_classes)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        return self.contrast(self.encoder(batch.views[0]), batch)
+        return self.contrast(batch.gather(self.encoder(batch.views[0])), batch)
 
     def contrast(self, x: Tensor, batch: Batch, targets: Tensor | None = None) -> dict[str, Tensor]:
         """The contrast of features x [B, D] with the prototypes, which x then updates.

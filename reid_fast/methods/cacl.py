@@ -116,8 +116,9 @@ class AsymmetricContrast(Method):
         config, index = self.config, batch.index
         how = config.temp, config.momentum, config.focal
         pooled = self.encoder.pooled(batch.views[0])
-        x, z = F.normalize(self.encoder.necked(pooled)), self.predictor(pooled)
-        grey = self.grey_encoder(batch.views[1])
+        x = batch.gather(F.normalize(self.encoder.necked(pooled)))
+        z = batch.gather(self.predictor(pooled))
+        grey = batch.gather(self.grey_encoder(batch.views[1]))
         means = self.grey.means[batch.labels]  # as they are before the step
         return {
             "colour": self.colour.step(x, index, *how),

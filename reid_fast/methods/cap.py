@@ -65,7 +65,7 @@ class CameraAwareProxies(Method):
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config
         return self.proxies.step(
-            self.encoder(batch.views[0]),
+            batch.gather(self.encoder(batch.views[0])),
             batch.labels,
             batch.cams,
             config.camera_temp,

@@ -45,7 +45,7 @@ class CameraAwareClusterContrast(PrototypeContrast):
         self.proxies.fill(features, labels, self.images.target.cams)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        config, x = self.config, self.encoder(batch.views[0])
+        config, x = self.config, batch.gather(self.encoder(batch.views[0]))
         return self.contrast(x, batch) | self.proxies.step(
             x,
             batch.labels,

@@ -86,9 +86,9 @@ class DynamicClusterContrast(PrototypeContrast):
         It is (1 - λ) times the plain contrast plus λ times the softened one: cross entropy is linear in its targets.
         """
         config = self.config
-        x = self.encoder(batch.views[0])
+        x = batch.gather(self.encoder(batch.views[0]))
         with torch.no_grad():
-            features = self.teacher(batch.views[1])
+            features = batch.gather(self.teacher(batch.views[1]))
         with torch.autocast(x.device.type, enabled=False):
             soft = (features @ self.memory.rows.T / config.temp).softmax(1)
         share = config.soft_weight * config.smoothing

@@ -114,7 +114,7 @@ class InterInstanceContrast(Method):
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Class, hard, soft and camera loss; the first one on features that are not normalised, as published."""
         config, labels = self.config, batch.labels
-        x = self.encoder.necked(self.encoder.pooled(batch.views[0]))
+        x = batch.gather(self.encoder.necked(self.encoder.pooled(batch.views[0])))
         strong, weak = (self.teacher_features(batch, view) for view in (1, 2))
         with torch.autocast(x.device.type, enabled=False):
             hard = ops.hard_nce(x, strong, labels, config.hard_temp)
@@ -142,7 +142,8 @@ class InterInstanceContrast(Method):
         """
         assert batch.drawn is not None
         forth, back = batch.drawn[view - 1]
-        return self.teacher(batch.views[view][forth])[back]
+        shuffled = batch.own(batch.gather(batch.views[view])[forth])
+        return batch.gather(self.teacher(shuffled))[back]
 
     def draw(self, batch: Batch) -> Tensor:
         """[2, 2, B] for each of two views of a step, the order of the shuffled batch and the way back.

@@ -80,7 +80,7 @@ class SelfPacedContrast(Method):
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Softmax over classes, each scored by the mean over its members."""
-        config, x = self.config, self.encoder(batch.views[0])
+        config, x = self.config, batch.gather(self.encoder(batch.views[0]))
         loss = self.memory.step(x, self.rows_of(batch), config.temp, config.momentum)
         return {"contrast": self.images.domains * loss}
 

@@ -14,13 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reid_fast.models.spanned import spanned_bn
 from reid_fast.ops.grouped_bn import add_relu, grouped_bn
+from reid_fast.ranks import Split
 
 
 class _GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm whose training statistics are taken over contiguous groups of `group` images (0: the whole batch)."""
 
     group: int = 0
+    split: Split | None = None  # where the ranks that hold a group share its statistics
     num_batches_tracked: Tensor
     running_mean: Tensor
     running_var: Tensor
@@ -42,6 +45,9 @@ def _train(domains: Sequence[_GroupedBatchNorm], x: Tensor, residual: Tensor | N
     """BatchNorm in training of a batch whose equal parts belong to the norms, in turn."""
     for norm in domains:
         norm.num_batches_tracked.add_(1)
+    if (split := domains[0].split) is not None:
+        parts = zip(x.chunk(len(domains)), domains, strict=True)
+        return add_relu(torch.cat([_spanned(norm, part, split) for part, norm in parts]), residual, relu)
     return grouped_bn(
         x,
         [norm.weight for norm in domains],
@@ -54,6 +60,11 @@ def _train(domains: Sequence[_GroupedBatchNorm], x: Tensor, residual: Tensor | N
         residual=residual,
         relu=relu,
     )
+
+
+def _spanned(norm: _GroupedBatchNorm, x: Tensor, split: Split) -> Tensor:
+    running = norm.running_mean, norm.running_var
+    return spanned_bn(x, norm.weight, norm.bias, *running, norm.group, norm.momentum, norm.eps, split)
 
 
 class GroupedBatchNorm1d(_GroupedBatchNorm, nn.BatchNorm1d):
@@ -88,6 +99,13 @@ def set_bn_group(module: nn.Module, group: int) -> None:
     for layer in module.modules():
         if isinstance(layer, _GroupedBatchNorm):
             layer.group = group
+
+
+def share_groups(module: nn.Module, split: Split) -> None:
+    """Let every BatchNorm below `module` take a group's statistics over all ranks that hold images of it."""
+    for layer in module.modules():
+        if isinstance(layer, _GroupedBatchNorm):
+            layer.split = split
 
 
 class DomainBatchNorm(nn.Module):

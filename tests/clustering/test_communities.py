@@ -12,6 +12,7 @@ from sklearn.cluster import HDBSCAN
 from sklearn.metrics import adjusted_rand_score
 
 import reid_fast
+from reid_fast.clustering import knn
 from reid_fast.clustering.communities import hdbscan, infomap, similarity_graph
 from reid_fast.clustering.jaccard import BELOW_ONE
 from reid_fast.errors import UserError
@@ -29,7 +30,7 @@ def people_and_strangers(people=12, images=10, noise=0.1, strangers=7, width=32,
 
 def test_the_similarity_graph_links_near_images():
     rows, _ = people_and_strangers()
-    graph = similarity_graph(rows, 6, 0.5)
+    graph = similarity_graph(knn(rows, 6), 0.5)
     cosine = (rows @ rows.T).numpy()
     for i in range(len(rows)):
         nearest = np.argsort(-cosine[i])[1:6]
@@ -45,8 +46,8 @@ needs_infomap = pytest.mark.skipif(find_spec("infomap") is None, reason="infomap
 def test_infomap_finds_planted_people():
     pytest.importorskip("faiss")  # in one process their bindings crash
     rows, true = people_and_strangers()
-    labels = infomap(similarity_graph(rows, 15, 0.5), 5)
-    assert labels.tolist() == infomap(similarity_graph(rows, 15, 0.5), 5).tolist()
+    labels = infomap(similarity_graph(knn(rows, 15), 0.5), 5)
+    assert labels.tolist() == infomap(similarity_graph(knn(rows, 15), 0.5), 5).tolist()
     assert adjusted_rand_score(true, labels) > 0.99
     assert (labels[true < 0] < 0).all()
     first = [np.flatnonzero(labels == label)[0] for label in range(labels.max() + 1)]
@@ -56,21 +57,21 @@ def test_infomap_finds_planted_people():
 @needs_infomap
 def test_infomap_leaves_small_communities_out():
     rows, true = people_and_strangers(images=4, strangers=0)
-    assert (infomap(similarity_graph(rows, 15, 0.5), 5) == -1).all()
-    assert adjusted_rand_score(true, infomap(similarity_graph(rows, 15, 0.5), 4)) > 0.99
+    assert (infomap(similarity_graph(knn(rows, 15), 0.5), 5) == -1).all()
+    assert adjusted_rand_score(true, infomap(similarity_graph(knn(rows, 15), 0.5), 4)) > 0.99
 
 
 @needs_infomap
 @pytest.mark.filterwarnings("ignore:k = ")
 def test_infomap_of_one_image_finds_nobody():
     rows, _ = people_and_strangers()
-    assert infomap(similarity_graph(rows[:1], 15, 0.5), 1).tolist() == [-1]
+    assert infomap(similarity_graph(knn(rows[:1], 1), 0.5), 1).tolist() == [-1]
 
 
 def test_a_missing_infomap_is_one_clear_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "infomap", None)
     with pytest.raises(UserError, match=r"reid-fast\[infomap\]"):
-        infomap(similarity_graph(people_and_strangers()[0], 15, 0.5), 5)
+        infomap(similarity_graph(knn(people_and_strangers()[0], 15), 0.5), 5)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -18,19 +18,32 @@ from reid_fast.data.images.store import ImageStore, decode
 from reid_fast.data.images.stream import ImageStream
 from reid_fast.data.sets import TrainingSet
 from reid_fast.device import to_device
+from reid_fast.ranks import Split
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B images and what is known of them, on the training device."""
+    """B images and what is known of them, on the training device; of the images themselves, a rank has its b.
 
-    views: tuple[Tensor, ...]  # one [B, 3, H, W] per view that the method asks for
+    What is computed of the images passes through `gather`: from there on, every rank has the whole step.
+    """
+
+    views: tuple[Tensor, ...]  # one [b, 3, H, W] per view that the method asks for
     labels: Tensor  # [B] int64 classes: source identities, then pseudo labels
     index: Tensor  # [B] int64, the images' places in the training set, source first
     cams: Tensor  # [B] int64, -1 = unknown
     epoch: int = 0  # finished epochs of the run
     step: int = 0  # finished steps of the run, over all epochs
     drawn: Tensor | None = None  # what the method draws for this step
+    split: Split | None = None  # the ranks' parts; None: there is one, and b = B
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[b, ...] computed of this rank's images -> [B, ...], see `Split.gather`."""
+        return x if self.split is None else self.split.gather(x)
+
+    def own(self, x: Tensor) -> Tensor:
+        """[B, ...] -> [b, ...] of this rank's images."""
+        return x if self.split is None else self.split.own(x)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -84,7 +97,14 @@ class Loader:
         return Part(self.whole, 0, self.images.first) if self.images.source is not None else None
 
     def batches(
-        self, plan: np.ndarray, labels: np.ndarray, *, epoch: int, first_step: int = 0, steps_before: int = 0
+        self,
+        plan: np.ndarray,
+        labels: np.ndarray,
+        *,
+        epoch: int,
+        first_step: int = 0,
+        steps_before: int = 0,
+        split: Split | None = None,
     ) -> Iterator[Batch]:
         """Serve the steps of one epoch. A batch depends on the arguments and the seed alone: resumption repeats it.
 
@@ -94,22 +114,25 @@ class Loader:
             epoch: finished epochs of the run.
             first_step: finished steps of this epoch.
             steps_before: steps of the finished epochs.
+            split: which part of each batch is decoded here; None: all of it.
 
         Raises:
             UserError: a file cannot be read or decoded; it is named.
         """
         width = plan.shape[1]
-        images = plan[first_step:].ravel()
-        positions = np.arange(first_step * width, plan.size)  # an image's place in the epoch, whenever it resumes
+        rows = np.arange(width) if split is None else split.rows
+        images, own = plan[first_step:].ravel(), plan[first_step:, rows].ravel()
+        # An image's place in the epoch, whenever it resumes and wherever it is decoded.
+        positions = (width * np.arange(first_step, len(plan))[:, None] + rows).ravel()
         drawn = [
             draw(view, self.size, positions, seed=self.seed, epoch=epoch, number=number)
             for number, view in enumerate(self.views)
         ]
         known = images, self.images.classes(labels)[images], self.images.images.cams[images]
         index, classes, cams = (to_device(values, self.device) for values in known)
-        of_batches = zip(batches(len(images), width), self.augmented(images, drawn, width), strict=True)
-        for step, (rows, views) in enumerate(of_batches, steps_before + first_step):
-            yield Batch(views, classes[rows], index[rows], cams[rows], epoch, step)
+        of_batches = zip(batches(len(images), width), self.augmented(own, drawn, len(rows)), strict=True)
+        for step, (those, views) in enumerate(of_batches, steps_before + first_step):
+            yield Batch(views, classes[those], index[those], cams[those], epoch, step, split=split)
 
 
 def open_loader(
