@@ -250,8 +250,8 @@ def open_data(config: Config, console: Console) -> tuple[ReidSet, TrainingSet]:
     source = announce(opened(config.source, config.source_dir, pattern=config.source_pattern), console).train
     if (source.pids < 0).any():
         raise UserError(f"--source {config.source} has no labels: every image's identity must be known")
-    if shared := set(source.paths) & set(data.train.paths):
-        raise UserError(f"--source and --dataset share images, such as {min(shared)}: choose two different sets")
+    if shared := source.shared(data.train):
+        raise UserError(f"--source and --dataset share images, such as {shared[0]}: choose two different sets")
     pids = np.unique(source.pids, return_inverse=True)[1]  # images left out may have taken an identity with them
     return data, TrainingSet(data.train, ImageSet(source.paths, pids, source.cams))
 

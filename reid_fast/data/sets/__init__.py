@@ -4,6 +4,17 @@ from reid_fast.data.sets.check import check_images
 from reid_fast.data.sets.counts import counts_table
 from reid_fast.data.sets.known import SIZES
 from reid_fast.data.sets.load import load_set, market_style
+from reid_fast.data.sets.paths import Paths
 from reid_fast.data.sets.records import ImageSet, ReidSet, TrainingSet
 
-__all__ = ["SIZES", "ImageSet", "ReidSet", "TrainingSet", "check_images", "counts_table", "load_set", "market_style"]
+__all__ = [
+    "SIZES",
+    "ImageSet",
+    "Paths",
+    "ReidSet",
+    "TrainingSet",
+    "check_images",
+    "counts_table",
+    "load_set",
+    "market_style",
+]

@@ -10,26 +10,30 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from reid_fast.data.sets.paths import Paths
+
 Int64 = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class ImageSet:
     """One split, sorted by path.
 
     Attributes:
-        paths: N image files.
+        paths: N image files; kept as `Paths`, whatever they are given as.
         pids: [N] int64, -1 = unknown identity.
         cams: [N] int64, 0-based, -1 = unknown camera.
     """
 
-    paths: tuple[Path, ...]
+    paths: Paths
     pids: Int64
     cams: Int64
 
-    def __post_init__(self) -> None:
-        if not self.pids.shape == self.cams.shape == (len(self.paths),):
-            raise ValueError(f"{len(self.paths)} paths, pids {self.pids.shape}, cams {self.cams.shape}")
+    def __init__(self, paths: Iterable[Path], pids: Int64, cams: Int64) -> None:
+        for name, value in {"paths": Paths.of(paths), "pids": pids, "cams": cams}.items():
+            object.__setattr__(self, name, value)
+        if not pids.shape == cams.shape == (len(self),):
+            raise ValueError(f"{len(self)} paths, pids {pids.shape}, cams {cams.shape}")
 
     @classmethod
     def from_rows(cls, rows: Iterable[tuple[Path, int, int]], *, relabel: bool = False) -> ImageSet:
@@ -39,7 +43,7 @@ class ImageSet:
         if relabel:
             pids = np.unique(pids, return_inverse=True)[1].astype(np.int64)
         cams = np.array([cam for _, _, cam in ordered], dtype=np.int64)
-        return cls(tuple(path for path, _, _ in ordered), pids, cams)
+        return cls((path for path, _, _ in ordered), pids, cams)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -48,7 +52,11 @@ class ImageSet:
         """The images at `index` (positions in any order, or an [N] boolean mask), pids unchanged."""
         index = np.asarray(index)
         chosen = np.arange(len(self))[index if index.size else []]
-        return ImageSet(tuple(self.paths[i] for i in chosen), self.pids[chosen], self.cams[chosen])
+        return ImageSet(self.paths.select(chosen), self.pids[chosen], self.cams[chosen])
+
+    def shared(self, other: ImageSet) -> Paths:
+        """The files that both have, by name."""
+        return self.paths.select(self.paths.isin(other.paths))
 
     @property
     def identities(self) -> int:
@@ -87,10 +95,10 @@ class ReidSet:
 
     def without(self, paths: Iterable[Path]) -> ReidSet:
         """The set with these files left out."""
-        gone = set(paths)
+        gone = Paths.of(paths)
 
         def kept(split: ImageSet) -> ImageSet:
-            return split.select([path not in gone for path in split.paths])
+            return split.select(~split.paths.isin(gone))
 
         query, gallery = (None if split is None else kept(split) for split in (self.query, self.gallery))
         return replace(self, train=kept(self.train), query=query, gallery=gallery)

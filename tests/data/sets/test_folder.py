@@ -65,4 +65,4 @@ def test_links_are_followed(tmp_path):
     write(tmp_path / "elsewhere" / "1.jpg")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "cam1").symlink_to(tmp_path / "elsewhere")
-    assert load_set("folder", tmp_path / "set").train.paths == (tmp_path / "set" / "cam1" / "1.jpg",)
+    assert list(load_set("folder", tmp_path / "set").train.paths) == [tmp_path / "set" / "cam1" / "1.jpg"]

@@ -1,0 +1,146 @@
+"""Millions of paths in a few arrays."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import index, itemgetter
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+_BLOCK = 1 << 16  # rows at once, where each becomes an object of Python's
+
+
+class Paths(Sequence[Path]):
+    """N paths, immutable and in any order; each becomes a `Path` when it is asked for.
+
+    The base names lie one behind the other in one buffer and every folder is stored once: a path takes its base name
+    and 4 to 8 bytes. Names that are not UTF-8 survive as `os.fsdecode` has them.
+    """
+
+    def __init__(
+        self, folders: tuple[str, ...], folder: npt.NDArray[Any], names: bytes, bounds: npt.NDArray[Any]
+    ) -> None:
+        """
+        Args:
+            folders: what stands before a base name, the separator included; without duplicates.
+            folder: [N] into `folders`.
+            names: the base names, one behind the other.
+            bounds: [N + 1]: base name i is `names[bounds[i] : bounds[i + 1]]`.
+        """
+        self._folders, self._names = folders, names
+        self._folder = folder.astype(np.min_scalar_type(len(folders)), copy=False)
+        self._bounds = bounds.astype(np.min_scalar_type(len(names)), copy=False)
+
+    @classmethod
+    def of(cls, paths: Iterable[Path]) -> Paths:
+        """These paths in this order; `Paths` as they are."""
+        if isinstance(paths, Paths):
+            return paths
+        split = (os.path.split(path) for path in paths)
+        runs = groupby(((os.path.join(folder, ""), name) for folder, name in split), itemgetter(0))
+        return cls.grouped((folder, [name for _, name in run]) for folder, run in runs)
+
+    @classmethod
+    def grouped(cls, groups: Iterable[tuple[str, Sequence[str]]]) -> Paths:
+        """Base names by the folder that stands before them, its separator included; a folder may come again."""
+        folders: dict[str, int] = {}
+        runs = array("q")
+        lengths = array("q")
+        names = bytearray()
+        for folder, group in groups:
+            encoded = [_encoded(name) for name in group]
+            runs.extend((folders.setdefault(folder, len(folders)), len(encoded)))
+            lengths.extend(map(len, encoded))
+            names += b"".join(encoded)
+        number, count = np.array(runs).reshape(-1, 2).T
+        return cls(tuple(folders), np.repeat(number, count), bytes(names), _bounds(np.array(lengths)))
+
+    def __len__(self) -> int:
+        return len(self._folder)
+
+    @overload
+    def __getitem__(self, at: int) -> Path: ...
+    @overload
+    def __getitem__(self, at: slice) -> Paths: ...
+    def __getitem__(self, at: int | slice) -> Path | Paths:
+        if isinstance(at, slice):
+            return self.select(np.arange(len(self))[at])
+        row = range(len(self))[index(at)]
+        name = self._names[self._bounds[row] : self._bounds[row + 1]]
+        return Path(self._folders[self._folder[row]] + _decoded(name))
+
+    def __iter__(self) -> Iterator[Path]:
+        return map(Path, self.texts())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Paths):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self.texts(), other.texts(), strict=True))
+
+    def __add__(self, other: Paths) -> Paths:
+        folders = {folder: number for number, folder in enumerate(self._folders)}
+        renumbered = np.array([folders.setdefault(folder, len(folders)) for folder in other._folders], dtype=np.int64)
+        folder = np.concatenate([self._folder, renumbered[other._folder]])
+        bounds = np.concatenate([self._bounds, other._bounds[1:].astype(np.int64) + len(self._names)])
+        return Paths(tuple(folders), folder, self._names + other._names, bounds)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the rows take."""
+        return len(self._names) + self._folder.nbytes + self._bounds.nbytes
+
+    def texts(self) -> Iterator[str]:
+        """`str` of each path."""
+        folders = (number for block in _blocks(self._folder) for number in block.tolist())
+        return (self._folders[number] + name for number, name in zip(folders, self.names(), strict=True))
+
+    def names(self) -> Iterator[str]:
+        """The base name of each path."""
+        return map(_decoded, self._encoded_names(np.arange(len(self))))
+
+    def select(self, rows: npt.NDArray[Any]) -> Paths:
+        """The paths at these positions, in any order, or where an [N] mask is true."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):  # a part as it lies
+            names = self._names[self._bounds[rows[0]] : self._bounds[rows[-1] + 1]]
+        else:
+            names = b"".join(b"".join(self._encoded_names(block)) for block in _blocks(rows))
+        return Paths(self._folders, self._folder[rows], names, _bounds(np.diff(self._bounds)[rows]))
+
+    def isin(self, others: Paths) -> npt.NDArray[np.bool_]:
+        """[N] whether each path is among `others`; only folders that both have cost time."""
+        common = set(self._folders) & set(others._folders)
+        theirs = set(others.select(others._lie_in(common)).texts())
+        mask = self._lie_in(common)
+        mask[mask] = [text in theirs for text in self.select(mask).texts()]
+        return mask
+
+    def _lie_in(self, folders: set[str]) -> npt.NDArray[np.bool_]:
+        return np.array([folder in folders for folder in self._folders], dtype=bool)[self._folder]
+
+    def _encoded_names(self, rows: npt.NDArray[Any]) -> Iterator[bytes]:
+        for block in _blocks(rows):
+            first, last = self._bounds[block].tolist(), self._bounds[block + 1].tolist()
+            yield from (self._names[a:b] for a, b in zip(first, last, strict=True))
+
+
+def _blocks(rows: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    return (rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK))
+
+
+def _bounds(lengths: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _decoded(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
