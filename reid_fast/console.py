@@ -31,7 +31,10 @@ class Console:
 
     @contextmanager
     def progress(self, title: str, unit: str = "images") -> Iterator[Callable[..., None]]:
-        """A bar with rate and time left, or a plain line every ten seconds; yields `report(done, total, note="")`."""
+        """A bar with rate and time left, or a plain line every ten seconds; yields `report(done, total, note="")`.
+
+        The total is None as long as nobody knows it.
+        """
         if not self._terminal.is_terminal:
             yield self._plain_progress(title, unit)
             return
@@ -46,7 +49,7 @@ class Console:
         with Progress(*columns, console=self._terminal, transient=True) as bars:
             task = bars.add_task(title, total=None, rate="", note="")
 
-            def report(done: int, total: int, note: str = "") -> None:
+            def report(done: int, total: int | None, note: str = "") -> None:
                 speed = bars.tasks[0].speed
                 rate = f"{speed:,.0f} {unit}/s" if speed else ""
                 bars.update(task, completed=done, total=total, note=note, rate=rate)
@@ -57,16 +60,18 @@ class Console:
         start = spoken = time.monotonic()
         first: int | None = None
 
-        def report(done: int, total: int, note: str = "") -> None:
+        def report(done: int, total: int | None, note: str = "") -> None:
             nonlocal first, spoken
             now = time.monotonic()
             if first is None:  # a resumed epoch does not begin at 0
                 first = done
-            if now - spoken >= _QUIET_SECONDS and first < done < total:
+            if now - spoken >= _QUIET_SECONDS and first < done and done != total:
                 spoken = now
                 rate = (done - first) / (now - start)
-                left = _clock((total - done) / rate)
-                self.say(f"  {title} {done:,}/{total:,}, {rate:,.0f} {unit}/s, {left} left{note and ', ' + note}")
+                of, left = "", ""
+                if total is not None:
+                    of, left = f"/{total:,}", f", {_clock((total - done) / rate)} left"
+                self.say(f"  {title} {done:,}{of}, {rate:,.0f} {unit}/s{left}{note and ', ' + note}")
 
         return report
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
+
+import numpy as np
 
 from reid_fast.console import Console
 from reid_fast.data.images import undecodable
-from reid_fast.data.sets import SIZES, ReidSet, check_images, load_set, market_style
+from reid_fast.data.sets import SIZES, Manifest, Paths, ReidSet, Stamps, check_images, load_set, market_style
 from reid_fast.data.synthetic import synthetic_folder
 from reid_fast.errors import UserError
 
@@ -47,17 +50,24 @@ def open_set(
     if name not in SIZES:
         raise UserError(f"unknown data set {name!r}: choose one of {', '.join(SIZES)}")
     if name == "synthetic":
-        data = market_style(name, _synthetic(data_dir, console))
+        tree = _synthetic(data_dir, console)
+        data = market_style(name, tree)
     elif data_dir is None:
         raise UserError(f"--dataset {name} needs --data-dir, the folder that holds it")
     else:
-        data = load_set(name, data_dir, pattern=pattern)
-    bad = [
-        path
-        for split in data.splits.values()
-        for path in sorted(_broken(split.paths, skip_bad_images, threads, console))
-    ]
-    return OpenedSet(data.without(bad) if bad else data, tuple(bad))
+        tree = data_dir
+        with console.progress("listing", "files") as report:
+            data = load_set(name, tree, pattern=pattern, progress=report)
+    paths = reduce(add, (split.paths for split in data.splits.values()))
+    manifest = Manifest(tree)
+    with console.progress("looking for changes", "files") as report:
+        stamps = manifest.stamps(paths, report)
+    try:
+        bad = _bad_rows(paths, stamps, manifest, skip_bad_images, threads, console)
+    finally:
+        manifest.save(stamps)
+    left_out = tuple(paths.select(bad))
+    return OpenedSet(data.without(left_out) if left_out else data, left_out)
 
 
 def _synthetic(root: Path | None, console: Console) -> Path:
@@ -65,16 +75,27 @@ def _synthetic(root: Path | None, console: Console) -> Path:
         return synthetic_folder(root, progress=report)
 
 
-def _broken(paths: Sequence[Path], skip_bad_images: bool, threads: int, console: Console) -> set[Path]:
+def _bad_rows(
+    paths: Paths, stamps: Stamps, manifest: Manifest, skip_bad_images: bool, threads: int, console: Console
+) -> np.ndarray:
+    """The rows of `paths` to leave out, in order: none without `skip_bad_images`."""
+    rows = np.flatnonzero(~manifest.knows("whole", stamps))
     with console.progress("checking files", "files") as report:
-        bad = check_images(paths, progress=report)
-    if bad and not skip_bad_images:
-        (path, reason), others = bad[0], len(bad) - 1
+        found = check_images(paths.select(rows), progress=report)
+    broken = rows[[row for row, _ in found]]
+    manifest.learn("whole", np.delete(stamps, broken))
+    if found and not skip_bad_images:
+        (_, reason), others = found[0], len(found) - 1
         more = f" and {others} more" if others else ""
-        raise UserError(f"{path} is unusable ({reason}){more}: repair or remove it, or pass --skip-bad-images")
+        raise UserError(
+            f"{paths[broken[0]]} is unusable ({reason}){more}: repair or remove it, or pass --skip-bad-images"
+        )
     if not skip_bad_images:
-        return set()
-    broken = {path for path, _ in bad}
-    rest = [path for path in paths if path not in broken]
+        return broken
+    rows = np.setdiff1d(np.flatnonzero(~manifest.knows("decoded", stamps)), broken)
+    rest = paths.select(rows)
     with console.progress("decoding") as report:
-        return broken | undecodable(rest, threads, report)
+        fails = rest.isin(Paths.of(undecodable(rest, threads, report)))
+    bad = np.union1d(broken, rows[fails])
+    manifest.learn("decoded", np.delete(stamps, bad))
+    return bad

@@ -1,5 +1,6 @@
 """Opening a set for a run: which one, from where, and what is done about broken images."""
 
+import os
 import shutil
 from functools import partial
 
@@ -90,6 +91,60 @@ def test_broken_images_are_left_out_of_every_split(copy):
     found = opened("market1501", copy, skip_bad_images=True)
     assert found.left_out == tuple(copy / name for name in names)
     assert (len(found.data.train), len(found.data.query), len(found.data.gallery)) == (35, 6, 11)
+
+
+@pytest.fixture
+def looked_at(monkeypatch):
+    """How many files are checked, and how many decoded, at each start."""
+    counts = []
+
+    def counted(function):
+        def call(paths, *rest, **options):
+            counts.append((function.__name__, len(paths)))
+            return function(paths, *rest, **options)
+
+        return call
+
+    for function in (opening.check_images, opening.undecodable):
+        monkeypatch.setattr(opening, function.__name__, counted(function))
+    return counts
+
+
+def age(folder):
+    """Make all files old enough to be remembered."""
+    for path in folder.rglob("*.jpg"):
+        os.utime(path, ns=(10**9, 10**9))
+
+
+def test_a_second_start_looks_at_what_is_new_or_changed(copy, looked_at):
+    age(copy)
+    for _ in range(2):
+        opened("market1501", copy)
+    (copy / "query/0007_c1s1_000000_00.jpg").touch()
+    shutil.copyfile(copy / "query/0008_c1s1_000000_00.jpg", copy / "query/0008_c1s1_000001_00.jpg")
+    opened("market1501", copy)
+    assert looked_at == [("check_images", count) for count in (54, 0, 2)]
+
+
+def test_a_broken_file_is_looked_at_until_it_is_repaired(copy, looked_at):
+    path = copy / "query/0007_c1s1_000000_00.jpg"
+    content = path.read_bytes()
+    path.write_bytes(content[:-2])
+    age(copy)
+    for _ in range(2):
+        with pytest.raises(UserError, match=path.name):
+            opened("market1501", copy)
+    path.write_bytes(content)
+    opened("market1501", copy)
+    assert looked_at == [("check_images", count) for count in (54, 1, 1)]
+
+
+def test_what_was_decoded_once_is_not_decoded_at_the_next_start(damaged, looked_at):
+    age(damaged)
+    for skip in (True, False, True):
+        assert len(opened("market1501", damaged, skip_bad_images=skip).left_out) == skip
+    assert [count for name, count in looked_at if name == "undecodable"] == [54, 1]
+    assert [count for name, count in looked_at if name == "check_images"] == [54, 0, 0]
 
 
 def test_nothing_is_said(copy, capsys):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from reid_fast.data.images.augmentation import Augmentation, View
 from reid_fast.data.images.image_files import ImageFiles, batches
+from reid_fast.data.sets import read_image
 from reid_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class ImageStream(ImageFiles):
 
         indices, augmentations = next(self._requests)
         self._recent.append(indices)
-        inputs: Inputs = [[_read(self.paths[i]) for i in indices]]
+        inputs: Inputs = [[read_image(self.paths[i]) for i in indices]]
         for view, aug in zip(self._views, augmentations, strict=True):
             inputs += dali.parameters(view, aug)
         return inputs
@@ -128,7 +129,7 @@ def _decodes(paths: Sequence[Path], threads: int) -> bool:
     from reid_fast.data.images import dali
 
     try:
-        data = [_read(path) for path in paths]
+        data = [read_image(path) for path in paths]
     except UserError:
         return False
     if any(len(file) == 0 for file in data):
@@ -138,10 +139,3 @@ def _decodes(paths: Sequence[Path], threads: int) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _read(path: Path) -> np.ndarray:
-    try:
-        return np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): restore it, or pass --skip-bad-images") from None

@@ -4,17 +4,22 @@ from reid_fast.data.sets.check import check_images
 from reid_fast.data.sets.counts import counts_table
 from reid_fast.data.sets.known import SIZES
 from reid_fast.data.sets.load import load_set, market_style
+from reid_fast.data.sets.manifest import Manifest, Stamps
 from reid_fast.data.sets.paths import Paths
+from reid_fast.data.sets.places import read_image
 from reid_fast.data.sets.records import ImageSet, ReidSet, TrainingSet
 
 __all__ = [
     "SIZES",
     "ImageSet",
+    "Manifest",
     "Paths",
     "ReidSet",
+    "Stamps",
     "TrainingSet",
     "check_images",
     "counts_table",
     "load_set",
     "market_style",
+    "read_image",
 ]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Callable
 
-_CHUNK = 1024  # files per task and per progress report
+from reid_fast.data.sets.in_threads import in_threads
+from reid_fast.data.sets.paths import Paths
+from reid_fast.data.sets.places import Opened, Place, opened
+
 _TAIL = 4096  # some cameras append metadata after the end marker
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg"),
@@ -18,14 +18,12 @@ _SUFFIXES = {
     "WebP": (".webp",),
     "TIFF": (".tif", ".tiff"),
 }
-_SCAN = b"\xda"
-_FRAMES = {bytes([code]) for code in range(0xC0, 0xD0)} - {b"\xc4", b"\xc8", b"\xcc"}  # SOF0..SOF15
+_SCAN = 0xDA
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0..SOF15
 _ENDS = {"JPEG": (b"\xff\xd9", "EOI"), "PNG": (b"IEND", "IEND")}
 
 
-def check_images(
-    paths: Sequence[Path], workers: int = 8, *, progress: Callable[[int, int], None] | None = None
-) -> list[tuple[Path, str]]:
+def check_images(paths: Paths, *, progress: Callable[[int, int], None] | None = None) -> list[tuple[int, str]]:
     """Find files that cannot be the images they claim to be.
 
     Reads the head and the last 4 KiB of each file: it sees an empty file, a content that is not its
@@ -35,38 +33,29 @@ def check_images(
 
     Args:
         paths: the files.
-        workers: threads; reading waits on the disk, so more than there are cores helps.
         progress: called with (files checked, files in all) as the check proceeds.
 
     Returns:
-        (path, reason) of each bad file, in the order of `paths`.
+        (row of `paths`, reason) of each bad file, in order.
     """
-    chunks = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]
-    bad: list[tuple[Path, str]] = []
-    done = 0
-    with ThreadPoolExecutor(workers) as pool:
-        for chunk, reasons in zip(chunks, pool.map(_reasons, chunks), strict=True):
-            bad += [(path, reason) for path, reason in zip(chunk, reasons, strict=True) if reason]
-            done += len(chunk)
-            if progress is not None:
-                progress(done, len(paths))
-    return bad
+    reasons = (reason for part in in_threads(_reasons, paths, progress) for reason in part)
+    return [(row, reason) for row, reason in enumerate(reasons) if reason]
 
 
-def _reasons(paths: Sequence[Path]) -> list[str | None]:
-    return [_reason(path) for path in paths]
+def _reasons(paths: Paths) -> list[str | None]:
+    return [_reason(text, place) for text, place in zip(paths.texts(), paths.places(), strict=True)]
 
 
-def _reason(path: Path) -> str | None:
+def _reason(text: str, place: Place) -> str | None:
     try:
-        with open(path, "rb") as file:
-            return _fault(file, path.suffix.lower())
+        with opened(place) as image:
+            return _fault(image, os.path.splitext(text)[1].lower())
     except OSError as error:
         return f"unreadable: {error.strerror}"
 
 
-def _fault(file: BinaryIO, suffix: str) -> str | None:
-    head = file.read(16)
+def _fault(image: Opened, suffix: str) -> str | None:
+    head = image.read(0, 16)
     if not head:
         return "empty file"
     kind = _kind(head)
@@ -74,42 +63,43 @@ def _fault(file: BinaryIO, suffix: str) -> str | None:
         return "not an image"
     if suffix not in _SUFFIXES[kind]:
         return f"a {kind} named {suffix}"
-    if kind == "JPEG" and not _has_jpeg_header(file):
+    if kind == "JPEG" and not _has_jpeg_header(image):
         return "a JPEG with a damaged header"
     marker, name = _ENDS.get(kind, (b"", ""))
-    file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-    if marker not in file.read(_TAIL):
+    if marker not in image.read(max(0, image.size - _TAIL), _TAIL):
         return f"truncated {kind}: no {name} marker at its end"
-    return "a PNG with damaged chunks" if kind == "PNG" and not _has_png_chunks(file) else None
+    return "a PNG with damaged chunks" if kind == "PNG" and not _has_png_chunks(image) else None
 
 
-def _has_jpeg_header(file: BinaryIO) -> bool:
+def _has_jpeg_header(image: Opened) -> bool:
     """Whether the segments from SOI follow one another up to the first scan, with a frame among them."""
-    file.seek(2)
+    at = 2
     framed = False
     while True:
-        mark, code = file.read(1), file.read(1)
-        while code == b"\xff":  # fill bytes
-            code = file.read(1)
-        if mark != b"\xff" or not code:
+        segment = image.read(at, 4)  # mark, code, length
+        if len(segment) < 4 or segment[0] != 0xFF:
             return False
+        code = segment[1]
+        if code == 0xFF:  # a fill byte
+            at += 1
+            continue
         if code == _SCAN:
             return framed
         framed |= code in _FRAMES
-        length = int.from_bytes(file.read(2), "big")
+        length = int.from_bytes(segment[2:], "big")
         if length < 2:
             return False
-        file.seek(length - 2, os.SEEK_CUR)
+        at += 2 + length
 
 
-def _has_png_chunks(file: BinaryIO) -> bool:
+def _has_png_chunks(image: Opened) -> bool:
     """Whether a header with its true checksum comes first, and the chunks follow one another up to IEND."""
-    file.seek(8)
-    header = file.read(25)  # length, name, 13 bytes, checksum
+    header = image.read(8, 25)  # length, name, 13 bytes, checksum
     if header[:8] != b"\0\0\0\rIHDR" or zlib.crc32(header[4:21]) != int.from_bytes(header[21:], "big"):
         return False
-    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
-        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)  # the data and their checksum
+    at = 33
+    while len(head := image.read(at, 8)) == 8 and head[4:] != b"IEND":
+        at += 12 + int.from_bytes(head[:4], "big")  # length, name, the data, their checksum
     return head[4:] == b"IEND"
 
 

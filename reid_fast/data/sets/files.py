@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count, groupby
 from pathlib import Path
 
 from reid_fast.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_REPORTED = 1024  # images between reports
 _LITTER = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")
 
 
@@ -26,11 +29,8 @@ def is_image(name: str) -> bool:
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
     """Everything in `folder` but litter, sorted by name."""
-    try:
-        with os.scandir(folder) as found:
-            return sorted((e for e in found if not is_litter(e.name)), key=lambda e: e.name)
-    except OSError as error:
-        raise UserError(f"cannot read {folder} ({error.strerror}): check its path and permissions") from None
+    with _scanned(folder) as found:
+        return sorted((e for e in found if not is_litter(e.name)), key=lambda e: e.name)
 
 
 def flat_images(folder: Path) -> list[Path]:
@@ -44,13 +44,59 @@ def flat_images(folder: Path) -> list[Path]:
     return [folder / entry.name for entry in found]
 
 
-def nested_images(folder: Path, _above: frozenset[str] = frozenset()) -> Iterator[Path]:
+def nested_images(folder: Path) -> Iterator[Path]:
     """The images in `folder` and, through links too, in the folders below it; other files are passed over."""
+    return (Path(prefix + name) for prefix, names in nested_names(folder) for name in names)
+
+
+def nested_names(
+    folder: Path, progress: Callable[[int, None], None] | None = None
+) -> Iterator[tuple[str, Sequence[str]]]:
+    """The same as base names behind what stands before them, in the order of `str` of the whole paths.
+
+    Args:
+        folder: where to look.
+        progress: called with (images found so far, None).
+    """
+    found = count(1)
+
+    def report() -> None:
+        done = next(found)
+        if progress is not None and done % _REPORTED == 0:
+            progress(done, None)
+
+    return _nested_names(folder, report, frozenset())
+
+
+def _nested_names(
+    folder: Path, found: Callable[[], None], above: frozenset[str]
+) -> Iterator[tuple[str, Sequence[str]]]:
     real = os.path.realpath(folder)
-    if real in _above:
+    if real in above:
         raise UserError(f"{folder} links back to a folder that contains it: remove the link")
-    for entry in entries(folder):
-        if entry.is_dir():
-            yield from nested_images(folder / entry.name, _above | {real})
-        elif is_image(entry.name):
-            yield folder / entry.name
+    names = []
+    with _scanned(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                if not is_litter(entry.name):
+                    names.append(entry.name + os.sep)
+            elif is_image(entry.name) and not entry.name.startswith("."):
+                names.append(entry.name)
+                found()
+    names.sort()  # with its separator behind it, a folder stands where its files' paths do
+    prefix = str(folder / "_")[:-1]
+    for below, group in groupby(names, lambda name: name.endswith(os.sep)):
+        if below:
+            for name in group:
+                yield from _nested_names(folder / name, found, above | {real})
+        else:
+            yield prefix, list(group)
+
+
+@contextmanager
+def _scanned(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield entries
+    except OSError as error:
+        raise UserError(f"cannot read {folder} ({error.strerror}): check its path and permissions") from None

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from reid_fast.data.sets.files import IMAGE_SUFFIXES, nested_images
+from reid_fast.data.sets.files import IMAGE_SUFFIXES, nested_names
+from reid_fast.data.sets.numbering import Numbering
+from reid_fast.data.sets.paths import Paths
 from reid_fast.data.sets.records import ImageSet, Int64, ReidSet
 from reid_fast.errors import UserError
 
 
-def load_folder(root: Path, pattern: str | None = None) -> ReidSet:
+def load_folder(
+    root: Path, pattern: str | None = None, *, progress: Callable[[int, None], None] | None = None
+) -> ReidSet:
     """Every image below `root`, at any depth, as a training split; there is no query or gallery.
 
     Args:
@@ -20,15 +25,17 @@ def load_folder(root: Path, pattern: str | None = None) -> ReidSet:
         pattern: regular expression with a group `cam`, `pid` or both, searched in the base name, or, when it
             contains a `/` itself, in the path relative to `root`. Cameras and identities are numbered from 0
             in the sorted order of the captured text; without their group they are all -1.
+        progress: called with (images found so far, None).
 
     Raises:
         UserError: no images, a pattern that is no such expression, a file that does not match it.
     """
-    paths = tuple(sorted(nested_images(root), key=str))
+    expression = None if pattern is None else _compiled(pattern)
+    paths = Paths.grouped(nested_names(root, progress))
     if not paths:
         raise UserError(f"{root} holds no images: point --data-dir at files ending in {' '.join(IMAGE_SUFFIXES)}")
     unknown = np.full(len(paths), -1, dtype=np.int64)
-    captured = {} if pattern is None else _captured(paths, root, _compiled(pattern))
+    captured = {} if expression is None else _captured(paths, root, expression)
     train = ImageSet(paths, captured.get("pid", unknown), captured.get("cam", unknown))
     return ReidSet("folder", train, None, None, "folder of images")
 
@@ -43,15 +50,15 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return expression
 
 
-def _captured(paths: tuple[Path, ...], root: Path, pattern: re.Pattern[str]) -> dict[str, Int64]:
+def _captured(paths: Paths, root: Path, pattern: re.Pattern[str]) -> dict[str, Int64]:
     """[N] numbers of each group of `pattern`, in the sorted order of its texts."""
-    nested = "/" in pattern.pattern
-    groups = sorted({"cam", "pid"} & set(pattern.groupindex))
-    texts = []
-    for path in paths:
-        match = pattern.search(path.relative_to(root).as_posix() if nested else path.name)
-        if match is None or None in match.group(*groups, 0):
-            raise UserError(f"{path} does not match --pattern {pattern.pattern!r}: correct one or the other")
-        texts.append(match.group(*groups, 0)[:-1])
-    columns = zip(groups, np.array(texts).T, strict=True)
-    return {group: np.unique(column, return_inverse=True)[1].astype(np.int64) for group, column in columns}
+    above = len(str(root / "_")) - 1
+    searched = (text[above:] for text in paths.texts()) if "/" in pattern.pattern else paths.names()
+    found = {group: Numbering() for group in {"cam", "pid"} & set(pattern.groupindex)}
+    for row, text in enumerate(searched):
+        match = pattern.search(text)
+        if match is None or None in match.group(*found, 0):
+            raise UserError(f"{paths[row]} does not match --pattern {pattern.pattern!r}: correct one or the other")
+        for group, numbering in found.items():
+            numbering.add(match[group])
+    return {group: numbering.numbers() for group, numbering in found.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from reid_fast.data.sets.files import is_litter
@@ -17,13 +17,20 @@ _DEPTH = 3  # folders below --data-dir to look in
 _SPLIT_FOLDERS = {folder for spec in KNOWN.values() for layout in spec.layouts for folder in layout.folders}
 
 
-def load_set(name: str, data_dir: Path, *, pattern: str | None = None) -> ReidSet:
+def load_set(
+    name: str,
+    data_dir: Path,
+    *,
+    pattern: str | None = None,
+    progress: Callable[[int, None], None] | None = None,
+) -> ReidSet:
     """Read a data set's records; images are not opened.
 
     Args:
         name: a public set, or `folder`.
         data_dir: the set's folder or one above it; what counts is its content, then its name.
         pattern: camera (and identity) expression of a `folder` set, see `load_folder`.
+        progress: called with (images of a `folder` set found so far, None).
 
     Raises:
         UserError: no such folder, another set's content, an empty split, a name that does not
@@ -33,7 +40,7 @@ def load_set(name: str, data_dir: Path, *, pattern: str | None = None) -> ReidSe
     if not data_dir.is_dir():
         raise UserError(f"the folder {data_dir} does not exist: point --data-dir at the data")
     if name == "folder":
-        return load_folder(data_dir, pattern)
+        return load_folder(data_dir, pattern, progress=progress)
     if pattern is not None:
         raise UserError(f"--pattern is for --dataset folder; {name}'s own file names give its cameras")
     spec = KNOWN[name]

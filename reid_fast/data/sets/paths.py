@@ -13,6 +13,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from reid_fast.data.sets.places import Place
+
 _BLOCK = 1 << 16  # rows at once, where each becomes an object of Python's
 
 
@@ -103,6 +105,10 @@ class Paths(Sequence[Path]):
     def names(self) -> Iterator[str]:
         """The base name of each path."""
         return map(_decoded, self._encoded_names(np.arange(len(self))))
+
+    def places(self) -> Iterator[Place]:
+        """Where the bytes of each image lie."""
+        return map(Place, self.texts())
 
     def select(self, rows: npt.NDArray[Any]) -> Paths:
         """The paths at these positions, in any order, or where an [N] mask is true."""

@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from reid_fast.data.cache import cache_folder
 from reid_fast.data.synthetic.cameras import CAMERAS, FRAME, HEIGHT, WIDTH, background, expose, facing, occlude
 from reid_fast.data.synthetic.people import Person, draw_lots, paint, strike_pose
 from reid_fast.errors import UserError
@@ -74,10 +75,6 @@ def synthetic_folder(
     except OSError as error:
         raise UserError(f"Cannot write the synthetic data set to {folder}: {error.strerror or error}.") from error
     return folder
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reid-fast"
 
 
 def available_cores() -> int:

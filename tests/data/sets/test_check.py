@@ -3,7 +3,7 @@
 import pytest
 from inputs import JPEG, encoded, write
 
-from reid_fast.data.sets import check_images
+from reid_fast.data.sets import Paths, check_images
 
 
 def test_bad_images_are_found_and_named(tmp_path):
@@ -20,8 +20,8 @@ def test_bad_images_are_found_and_named(tmp_path):
         write(tmp_path / "text.jpg", b"<html>"): "not an image",
         tmp_path / "gone.jpg": "unreadable: No such file",
     }
-    found = check_images([*good, *bad], workers=2)
-    assert [path for path, _ in found] == list(bad)
+    found = check_images(Paths.of([*good, *bad]))
+    assert [row for row, _ in found] == list(range(len(good), len(good) + len(bad)))
     for (_, reason), expected in zip(found, bad.values(), strict=True):
         assert reason.startswith(expected)
 
@@ -41,11 +41,11 @@ PNG = encoded("PNG")
 def test_a_png_with_damaged_chunks_is_found(tmp_path, content):
     """DALI may crash on it."""
     path = write(tmp_path / "0.png", content)
-    assert check_images([path]) == [(path, "a PNG with damaged chunks")]
+    assert check_images(Paths.of([path])) == [(0, "a PNG with damaged chunks")]
 
 
 def test_the_check_reports_its_progress(tmp_path, monkeypatch):
-    monkeypatch.setattr("reid_fast.data.sets.check._CHUNK", 2)
+    monkeypatch.setattr("reid_fast.data.sets.in_threads._CHUNK", 2)
     seen = []
-    check_images([write(tmp_path / f"{i}.jpg") for i in range(5)], progress=lambda *step: seen.append(step))
+    check_images(Paths.of(write(tmp_path / f"{i}.jpg") for i in range(5)), progress=lambda *step: seen.append(step))
     assert seen == [(2, 5), (4, 5), (5, 5)]

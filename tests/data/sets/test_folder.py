@@ -1,5 +1,8 @@
 """A tree of any images, with and without a pattern."""
 
+import os
+from pathlib import Path
+
 import pytest
 from inputs import records, write
 
@@ -16,6 +19,34 @@ def test_images_are_found_at_any_depth_and_nothing_is_known_of_them(tmp_path):
     assert data.train.pids.tolist() == data.train.cams.tolist() == [-1] * 4
     assert data.query is data.gallery is None
     assert (data.train.identities, data.train.cameras) == (0, 0)
+
+
+def test_images_come_in_the_order_of_their_whole_paths(tmp_path):
+    undecoded = os.fsdecode(b"\xff.jpg")
+    names = ["a/1.jpg", "a-b/1.jpg", "a.jpg", "a0.jpg", "ab/c/2.jpg", "ab/c.jpg", "ab/cd.jpg", "a/é.jpg", "a/😀.jpg"]
+    for name in (*names, "a/" + undecoded, undecoded, "a/\ue000.jpg", "B.jpg", "a b/1.jpg"):
+        write(tmp_path / name)
+    found = [str(path) for path in load_set("folder", tmp_path).train.paths]
+    assert found == sorted(str(path) for path in tmp_path.rglob("*.jpg"))
+    assert len(found) == len(names) + 5
+
+
+def test_the_current_folder_may_be_listed(tmp_path, monkeypatch):
+    write(tmp_path / "a/1.jpg")
+    write(tmp_path / "2.jpg")
+    monkeypatch.chdir(tmp_path)
+    data = load_set("folder", Path("."), pattern="(?P<cam>^[a2])(/|.jpg)")
+    assert list(data.train.paths) == [Path("2.jpg"), Path("a/1.jpg")]
+    assert data.train.cams.tolist() == [0, 1]
+
+
+def test_listing_reports_what_it_has_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("reid_fast.data.sets.files._REPORTED", 2)
+    for name in ("a/1.jpg", "a/2.jpg", "3.jpg", "b/4.jpg", "b/5.jpg"):
+        write(tmp_path / name)
+    seen = []
+    load_set("folder", tmp_path, progress=lambda *found: seen.append(found))
+    assert seen == [(2, None), (4, None)]
 
 
 @pytest.fixture

@@ -1,0 +1,124 @@
+"""Which files of a tree were found good: remembered, so that the next start looks only at those that have changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from reid_fast.data.cache import cache_folder
+from reid_fast.data.sets.in_threads import in_threads
+from reid_fast.data.sets.paths import Paths
+
+Found: TypeAlias = Literal["whole", "decoded"]  # by `check_images`; by decoding, which sees more
+Stamps: TypeAlias = npt.NDArray[np.uint64]
+
+_VERSION = 1  # raise it whenever a check or a stamp changes
+_FRESH = 2 * 10**9  # nanoseconds within which a file may change without another time
+_KEPT = 64  # manifests, of the trees used last
+_NEVER = bytes(8)  # the stamp of a file that is not to be remembered
+
+
+class Manifest:
+    """What is known of the files of one tree.
+
+    A file is known by its stamp, 64 bits of a hash of its path below the tree, size and time of last change: another
+    content is noticed unless both size and time have stayed. Files changed within two seconds of being looked at are
+    never remembered, for their time could stay. A manifest that is missing, damaged or foreign knows nothing, and one
+    that cannot be written is not: then files are checked again.
+    """
+
+    def __init__(self, tree: Path) -> None:
+        """
+        Args:
+            tree: the folder, or the file, that a set is read from; known by its real path.
+        """
+        real = os.fsencode(os.path.realpath(tree))
+        self._above = os.path.join(tree, "")
+        self._file = cache_folder() / "manifests" / f"{hashlib.blake2b(real, digest_size=16).hexdigest()}.npz"
+        self._saved = _load(self._file)
+        self._good = dict(self._saved)
+
+    def stamps(self, paths: Paths, progress: Callable[[int, int], None]) -> Stamps:
+        """[N] stamp of each file as it is now; 0 where there is none to be had.
+
+        Args:
+            paths: N images.
+            progress: called with (files done, files in all).
+        """
+        before = time.time_ns() - _FRESH
+        parts = in_threads(lambda some: _stamps(some, self._above, before), paths, progress)
+        return np.frombuffer(b"".join(parts), "<u8").astype(np.uint64)
+
+    def knows(self, found: Found, stamps: Stamps) -> npt.NDArray[np.bool_]:
+        """[N] whether a file was found good and has not changed since."""
+        return np.isin(stamps, self._good[found])
+
+    def learn(self, found: Found, stamps: Stamps) -> None:
+        """Remember that these files are good."""
+        self._good[found] = np.union1d(self._good[found], stamps[stamps != 0])
+
+    def save(self, stamps: Stamps) -> None:
+        """Write what is known of files with these stamps, whole; what is known of others is forgotten."""
+        good = {found: np.intersect1d(known, stamps) for found, known in self._good.items()}
+        with suppress(OSError):
+            if all(np.array_equal(good[found], self._saved[found]) for found in good):
+                os.utime(self._file)
+            else:
+                _write(self._file, good)
+                _prune(self._file.parent)
+
+
+def _stamps(paths: Paths, above: str, before: int) -> bytes:
+    digests = []
+    for text, place in zip(paths.texts(), paths.places(), strict=True):
+        try:
+            status = os.stat(place.file)
+        except OSError:
+            digests.append(_NEVER)
+            continue
+        size, time_ns = status.st_size, status.st_mtime_ns
+        key = f"{text.removeprefix(above)}\0{place.offset} {place.size} {size} {time_ns}"
+        digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        digests.append(digest if time_ns < before else _NEVER)
+    return b"".join(digests)
+
+
+def _load(file: Path) -> dict[Found, Stamps]:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            if arrays["version"].tolist() == _VERSION:
+                return {found: arrays[found].astype(np.uint64).reshape(-1) for found in get_args(Found)}
+    except Exception:  # there are many ways for a file to be foreign, and one answer to all
+        pass
+    return {found: np.empty(0, np.uint64) for found in get_args(Found)}
+
+
+def _write(file: Path, good: dict[Found, Stamps]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, part = tempfile.mkstemp(dir=file.parent, prefix=".part-")
+    try:
+        with open(descriptor, "wb") as out:
+            np.savez(out, version=np.array(_VERSION), whole=good["whole"], decoded=good["decoded"])
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(part, file)
+    except BaseException:
+        os.unlink(part)
+        raise
+
+
+def _prune(folder: Path) -> None:
+    """Remove all but the files used last: manifests of trees that nobody reads now, and what a kill left behind."""
+    with os.scandir(folder) as entries:
+        by_age = sorted(entries, key=lambda entry: entry.stat().st_mtime_ns)
+    for entry in by_age[:-_KEPT]:
+        os.unlink(entry)

@@ -1,0 +1,66 @@
+"""Where an image's bytes lie, and how they are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from reid_fast.errors import UserError
+
+_HEAD = 4096  # bytes read at once from the start of an image
+
+
+class Place(NamedTuple):
+    """A file, or a part of one."""
+
+    file: str
+    offset: int = 0
+    size: int | None = None  # None: up to the file's end
+
+
+def place_of(path: Path) -> Place:
+    """Where the bytes of the image at `path` lie."""
+    return Place(str(path))
+
+
+def read_image(path: Path) -> np.ndarray:
+    """The bytes of an image, [n] uint8; several threads may read at once.
+
+    Raises:
+        UserError: it cannot be read; it is named.
+    """
+    place = place_of(path)
+    try:
+        return np.fromfile(place.file, np.uint8, -1 if place.size is None else place.size, offset=place.offset)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): restore it, or pass --skip-bad-images") from None
+
+
+class Opened:
+    """An image whose bytes are read here and there, without the others."""
+
+    def __init__(self, file: int, place: Place) -> None:
+        self._file, self._offset = file, place.offset
+        self.size = os.fstat(file).st_size if place.size is None else place.size
+        self._head = os.pread(file, min(_HEAD, self.size), place.offset)
+
+    def read(self, at: int, count: int) -> bytes:
+        """The bytes from `at` on: `count`, or those that there are."""
+        if at + count <= len(self._head):
+            return self._head[at : at + count]
+        return os.pread(self._file, max(0, min(count, self.size - at)), self._offset + at)
+
+
+@contextmanager
+def opened(place: Place) -> Iterator[Opened]:
+    """Open an image to look at some of its bytes."""
+    file = os.open(place.file, os.O_RDONLY)
+    try:
+        yield Opened(file, place)
+    finally:
+        os.close(file)

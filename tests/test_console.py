@@ -1,0 +1,26 @@
+"""What is said without a terminal while something takes long."""
+
+import pytest
+
+from reid_fast.console import Console
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Each look at the time is 20 seconds later."""
+    now = iter(range(0, 1000, 20))
+    monkeypatch.setattr("reid_fast.console.time.monotonic", lambda: next(now))
+
+
+def test_a_line_tells_how_long_it_will_take(clock, capsys):
+    with Console().progress("decoding") as report:
+        for done in (0, 1000, 4000):
+            report(done, 4000)
+    assert capsys.readouterr().out == "  decoding 1,000/4,000, 25 images/s, 2:00 left\n"
+
+
+def test_a_line_tells_how_much_there_was_where_nobody_knows_the_end(clock, capsys):
+    with Console().progress("listing", "files") as report:
+        for done in (1024, 2048):
+            report(done, None)
+    assert capsys.readouterr().out == "  listing 2,048, 26 files/s\n"
