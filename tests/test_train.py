@@ -76,8 +76,8 @@ def test_each_image_is_decoded_once_where_the_cache_holds_it(
     people: Path, tmp_path: Path, monkeypatch, capsys, cache: str
 ) -> None:
     decoded: Counter[Path] = Counter()
-    read = stream._read
-    monkeypatch.setattr(stream, "_read", lambda path: decoded.update([path]) or read(path))
+    read = stream.read_image
+    monkeypatch.setattr(stream, "read_image", lambda path: decoded.update([path]) or read(path))
     train([*RUN, "--data-dir", str(people), "--logs-dir", str(tmp_path / "run"), "--cache", cache])
     counts = {decoded[path] for path in (people / "bounding_box_train").iterdir()}
     line = "images are decoded at every use"
