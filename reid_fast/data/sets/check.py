@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable
 
 from reid_fast.data.sets.in_threads import in_threads
 from reid_fast.data.sets.paths import Paths
-from reid_fast.data.sets.places import Opened, Place, opened
+from reid_fast.data.sets.places import Opened, Place
 
 _TAIL = 4096  # some cameras append metadata after the end marker
 _SUFFIXES = {
@@ -18,6 +17,13 @@ _SUFFIXES = {
     "WebP": (".webp",),
     "TIFF": (".tif", ".tiff"),
 }
+_SIGNATURES = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+)
 _SCAN = 0xDA
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0..SOF15
 _ENDS = {"JPEG": (b"\xff\xd9", "EOI"), "PNG": (b"IEND", "IEND")}
@@ -48,8 +54,8 @@ def _reasons(paths: Paths) -> list[str | None]:
 
 def _reason(text: str, place: Place) -> str | None:
     try:
-        with opened(place) as image:
-            return _fault(image, os.path.splitext(text)[1].lower())
+        with Opened(place) as image:
+            return _fault(image, f".{text.rpartition('.')[2]}".lower())
     except OSError as error:
         return f"unreadable: {error.strerror}"
 
@@ -76,17 +82,19 @@ def _has_jpeg_header(image: Opened) -> bool:
     at = 2
     framed = False
     while True:
-        segment = image.read(at, 4)  # mark, code, length
-        if len(segment) < 4 or segment[0] != 0xFF:
+        segment = image.read(at, 4)
+        if len(segment) < 4:
             return False
-        code = segment[1]
+        mark, code, high, low = segment
+        if mark != 0xFF:
+            return False
         if code == 0xFF:  # a fill byte
             at += 1
             continue
         if code == _SCAN:
             return framed
-        framed |= code in _FRAMES
-        length = int.from_bytes(segment[2:], "big")
+        framed = framed or code in _FRAMES
+        length = high << 8 | low
         if length < 2:
             return False
         at += 2 + length
@@ -106,11 +114,4 @@ def _has_png_chunks(image: Opened) -> bool:
 def _kind(head: bytes) -> str | None:
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         return "WebP"
-    signatures = {
-        b"\xff\xd8\xff": "JPEG",
-        b"\x89PNG\r\n\x1a\n": "PNG",
-        b"BM": "BMP",
-        b"II*\0": "TIFF",
-        b"MM\0*": "TIFF",
-    }
-    return next((kind for signature, kind in signatures.items() if head.startswith(signature)), None)
+    return next((kind for signature, kind in _SIGNATURES if head.startswith(signature)), None)

@@ -11,6 +11,7 @@ from reid_fast.data.sets.folder import load_folder
 from reid_fast.data.sets.known import ANY_MARKET, KNOWN, SetSpec
 from reid_fast.data.sets.layouts import Layout
 from reid_fast.data.sets.records import ReidSet
+from reid_fast.data.sets.table import load_table
 from reid_fast.errors import UserError
 
 _DEPTH = 3  # folders below --data-dir to look in
@@ -28,7 +29,8 @@ def load_set(
 
     Args:
         name: a public set, or `folder`.
-        data_dir: the set's folder or one above it; what counts is its content, then its name.
+        data_dir: the set's folder or one above it; what counts is its content, then its name. Of a `folder` set,
+            also a table, see `load_table`.
         pattern: camera (and identity) expression of a `folder` set, see `load_folder`.
         progress: called with (images of a `folder` set found so far, None).
 
@@ -37,6 +39,8 @@ def load_set(
             parse, an identity or camera the set does not have, a listed image that is missing.
     """
     data_dir = Path(data_dir).expanduser()
+    if name == "folder" and data_dir.is_file():
+        return _load_file(data_dir, pattern, progress)
     if not data_dir.is_dir():
         raise UserError(f"the folder {data_dir} does not exist: point --data-dir at the data")
     if name == "folder":
@@ -46,6 +50,14 @@ def load_set(
     spec = KNOWN[name]
     root, layout = _locate(spec, data_dir)
     return ReidSet(name, *layout.read(root), layout.title)
+
+
+def _load_file(file: Path, pattern: str | None, progress: Callable[[int, None], None] | None) -> ReidSet:
+    if file.suffix.lower() not in (".csv", ".parquet"):
+        raise UserError(f"{file} is neither a folder nor a .csv or .parquet file: point --data-dir at one of them")
+    if pattern is not None:
+        raise UserError(f"--pattern is for folders; {file} gives cameras and identities in its columns cam and pid")
+    return load_table(file, progress=progress)
 
 
 def market_style(name: str, root: Path) -> ReidSet:

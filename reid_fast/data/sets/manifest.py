@@ -42,7 +42,7 @@ class Manifest:
             tree: the folder, or the file, that a set is read from; known by its real path.
         """
         real = os.fsencode(os.path.realpath(tree))
-        self._above = os.path.join(tree, "")
+        self._above = str((tree if tree.is_dir() else tree.parent) / "_")[:-1]
         self._file = cache_folder() / "manifests" / f"{hashlib.blake2b(real, digest_size=16).hexdigest()}.npz"
         self._saved = _load(self._file)
         self._good = dict(self._saved)

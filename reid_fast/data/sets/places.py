@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,25 +40,26 @@ def read_image(path: Path) -> np.ndarray:
 
 
 class Opened:
-    """An image whose bytes are read here and there, without the others."""
+    """An image that is open as long as the context lasts, to read bytes here and there without the others."""
 
-    def __init__(self, file: int, place: Place) -> None:
-        self._file, self._offset = file, place.offset
-        self.size = os.fstat(file).st_size if place.size is None else place.size
-        self._head = os.pread(file, min(_HEAD, self.size), place.offset)
+    def __init__(self, place: Place) -> None:
+        self._offset = place.offset
+        self._file = os.open(place.file, os.O_RDONLY)
+        try:
+            self.size = os.fstat(self._file).st_size if place.size is None else place.size
+            self._head = os.pread(self._file, min(_HEAD, self.size), place.offset)
+        except OSError:
+            os.close(self._file)
+            raise
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
 
     def read(self, at: int, count: int) -> bytes:
         """The bytes from `at` on: `count`, or those that there are."""
         if at + count <= len(self._head):
             return self._head[at : at + count]
         return os.pread(self._file, max(0, min(count, self.size - at)), self._offset + at)
-
-
-@contextmanager
-def opened(place: Place) -> Iterator[Opened]:
-    """Open an image to look at some of its bytes."""
-    file = os.open(place.file, os.O_RDONLY)
-    try:
-        yield Opened(file, place)
-    finally:
-        os.close(file)
