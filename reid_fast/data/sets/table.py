@@ -108,7 +108,7 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise UserError(f"{file} needs pyarrow: pip install 'reid-fast[parquet]', or save the table as CSV") from None
+        raise UserError(f"{file} needs the extra: pip install 'reid-fast[parquet]', or save the table as CSV") from None
     try:
         with parquet.ParquetFile(file) as table:
             known = _known(file, table.schema_arrow.names)

@@ -87,7 +87,7 @@ def test_a_pattern_is_not_for_a_table(listed, tmp_path):
 
 def test_parquet_without_pyarrow_is_one_clear_sentence(listed, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"list.parquet needs pyarrow: pip install 'reid-fast\\[parquet\\]'"):
+    with pytest.raises(UserError, match=r"list.parquet needs the extra: pip install .reid-fast\[parquet\]"):
         listed(b"PAR1", "list.parquet")
 
 
