@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from reid_fast.device import free_bytes
+
 _GIB = 2**30
 
 
@@ -45,5 +47,5 @@ class Held:
 def _memory(device: torch.device) -> float:
     """GiB that are free on a CUDA device, or that the machine has."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / _GIB
+        return free_bytes(device) / _GIB
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / _GIB

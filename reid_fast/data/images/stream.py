@@ -45,7 +45,8 @@ class ImageStream(ImageFiles):
             size: (H, W) in pixels; the aspect ratio is not kept.
             views: what each image is turned into; none: the image itself.
             batch_size: the largest number of images at once.
-            device: where the tensors are wanted; on CUDA, decoding and augmentation run there too.
+            device: where the tensors are wanted; on CUDA, decoding and augmentation run there too. "cuda" is the
+                current device.
             threads: CPU threads for decoding.
             normalised: False, where there are no views, leaves the images uint8, 0..255.
         """
@@ -63,7 +64,7 @@ class ImageStream(ImageFiles):
             self._views,
             batch_size=batch_size,
             threads=threads,
-            gpu=None if self._device.type == "cpu" else (self._device.index or 0),
+            gpu=_number(self._device),
             normalised=normalised,
         )
         self._pipeline = self._new_pipeline()
@@ -106,6 +107,13 @@ class ImageStream(ImageFiles):
             if not _decodes([path], 1):
                 raise UserError(f"{path} cannot be decoded: repair or remove it, or pass --skip-bad-images") from None
         raise error
+
+
+def _number(device: torch.device) -> int | None:
+    """Of a CUDA device; None for the CPU."""
+    if device.type == "cpu":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def undecodable(paths: Sequence[Path], threads: int, progress: Callable[[int, int], None]) -> set[Path]:

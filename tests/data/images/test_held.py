@@ -42,9 +42,15 @@ def test_the_machine_tells_its_memory():
     assert 0.1 < held._memory(CPU) < 2**15
 
 
+def test_on_cuda_what_torch_can_hand_out_counts(monkeypatch):
+    monkeypatch.setattr(held, "free_bytes", lambda device: 2 * BYTES)
+    assert Held.judge(7, (9, 8), 1, torch.device("cuda", 0))
+    assert not Held.judge(8, (9, 8), 1, torch.device("cuda", 0))
+
+
 @pytest.mark.gpu
 def test_gpu_without_room_holds_nothing(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 10**12))
+    monkeypatch.setattr(held, "free_bytes", lambda device: 1000)
     judged = Held.judge(7, (9, 8), 1, torch.device("cuda"))
     assert not judged
     assert "cuda can spare" in str(judged)

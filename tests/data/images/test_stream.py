@@ -9,7 +9,7 @@ from inputs import break_files, save_photos, smooth_images
 from PIL import Image
 from scipy import ndimage
 
-from reid_fast.data.images import ImageStream, View, undecodable
+from reid_fast.data.images import ImageStream, View, dali, undecodable
 from reid_fast.data.images.augmentation import Augmentation, draw
 from reid_fast.errors import UserError
 
@@ -242,3 +242,12 @@ def test_undecodable_looks_at_every_file_of_a_long_list(exact, tmp_path):
 
 def test_whole_files_are_all_decodable(jpegs, exact):
     assert undecodable([*jpegs, *exact], 1, lambda *_: None) == set()
+
+
+@pytest.mark.parametrize(("device", "number"), [("cpu", None), ("cuda", 3), ("cuda:0", 0), ("cuda:2", 2)])
+def test_cuda_without_a_number_is_the_current_device(jpegs, monkeypatch, device, number):
+    built = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(dali, "build", lambda *args, gpu, **options: built.append(gpu))
+    ImageStream(jpegs, SIZE, device=device)
+    assert built == [number]
