@@ -93,7 +93,10 @@ class ImageSettings:
     workers: Annotated[Count, Short("-j"), MayChange] = 2
     """CPU threads that decode images"""
     cache: Annotated[NotNegative, MayChange] = 6.0
-    """GiB that decoded training images may take, held on the device; 0: they are decoded at every use"""
+    """GiB of memory that decoded images may take, held on the device or else on its host; 0: none"""
+    cache_dir: Annotated[Path | None, MayChange] = None
+    """folder on a disk of this machine where images that memory does not take are held decoded, 3·H·W bytes each, for
+    all its processes and for later runs; without it they are decoded at every use"""
 
     @property
     def size(self) -> tuple[int, int]:

@@ -52,6 +52,11 @@ def to_device(values: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
+def pinned(*shape: int) -> Tensor:
+    """Uint8 without values in memory of the host from which a copy to CUDA can be queued; any thread may ask."""
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+
+
 def amp_dtype(device: torch.device, wanted: bool, width: int) -> torch.dtype | None:
     """The autocast type: bfloat16 where the device computes in it, else float16; None for full precision.
 

@@ -191,13 +191,13 @@ def build(config: Config, ranks: Ranks = ALONE, stop: Stop | None = None) -> Run
         views=method.views,
         batch_size=config.batch_size * images.domains,
         cache=config.cache,
+        cache_dir=config.cache_dir,
         seed=config.seed,
         device=device,
         threads=config.workers,
         console=console,
     )
-    if not loader.held:
-        console.say(str(loader.held))
+    console.say(f"training {loader.held}")
     parts = config, path, CheckpointWriter(path), console, metrics, device, amp, data, method, optimizer, scaler
     return Run(*parts, loader, at, ranks, split, loss, stop or Stop())
 

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 import torch
 from inputs import TINY, argv, rows_of
 
@@ -23,6 +22,7 @@ from reid_fast.train import main as train
 
 ROOT = Path(__file__).parents[1]
 RUN = argv(**TINY, method="cc", iters=8, epochs=2, amp=True)
+MEASURED = {"seconds", "images_per_second", "peak_memory_mb"}
 
 
 SLOW_DISK = """
@@ -71,34 +71,26 @@ def test_a_run_is_repeatable(people: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("cache", ["0", "1"])
-def test_each_image_is_decoded_once_where_the_cache_holds_it(
-    people: Path, tmp_path: Path, monkeypatch, capsys, cache: str
+def test_held_in_memory_or_a_file_or_not_at_all_a_run_ends_with_the_same_bits(
+    people: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     decoded: Counter[Path] = Counter()
     read = stream.read_image
     monkeypatch.setattr(stream, "read_image", lambda path: decoded.update([path]) or read(path))
-    train([*RUN, "--data-dir", str(people), "--logs-dir", str(tmp_path / "run"), "--cache", cache])
-    counts = {decoded[path] for path in (people / "bounding_box_train").iterdir()}
-    line = "images are decoded at every use"
-    if cache == "0":
-        assert min(counts) >= 2  # the features of both epochs
-        assert line in capsys.readouterr().out
-    else:
-        assert counts == {1}
-        assert line not in capsys.readouterr().out
-
-
-def test_decoded_once_or_at_every_use_a_run_ends_with_the_same_bits(people: Path, tmp_path: Path) -> None:
-    for cache in ("0", "6"):
-        train([*RUN, "--data-dir", str(people), "--logs-dir", str(tmp_path / cache), "--cache", cache])
-    streamed, held = (rows_of(tmp_path / cache) for cache in ("0", "6"))
-    measured = {"seconds", "images_per_second", "peak_memory_mb"}
-    for one, other in zip(streamed, held, strict=True):
-        assert {k: v for k, v in one.items() if k not in measured} == {
-            k: v for k, v in other.items() if k not in measured
-        }
-    assert (tmp_path / "0/model.safetensors").read_bytes() == (tmp_path / "6/model.safetensors").read_bytes()
+    file = ["--cache", "0", "--cache-dir", str(tmp_path)]
+    ways = {"streamed": ["--cache", "0"], "memory": ["--cache", "6"], "file": file, "file again": file}
+    said = ["decoded at every use", "held decoded on cpu", *2 * [f"held decoded in {tmp_path}"]]
+    times = [None, {1}, {1}, {0}]
+    ends = []
+    for (name, flags), where, counts in zip(ways.items(), said, times, strict=True):
+        decoded.clear()
+        train([*RUN, "--data-dir", str(people), "--logs-dir", str(tmp_path / name), *flags])
+        assert f"training images are {where}" in capsys.readouterr().out
+        found = {decoded[path] for path in (people / "bounding_box_train").iterdir()}
+        assert found == counts or (counts is None and min(found) >= 2)  # the features of both epochs
+        rows = [{k: v for k, v in row.items() if k not in MEASURED} for row in rows_of(tmp_path / name)]
+        ends.append((rows, (tmp_path / name / "model.safetensors").read_bytes()))
+    assert all(end == ends[0] for end in ends[1:])
 
 
 def test_killed_at_a_random_step_and_resumed_a_run_ends_with_the_same_bits(people: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from on_device import CPU, CUDA, Device, Event, on_device
 from reid_fast import clustering
 from reid_fast import train as driver
 from reid_fast.command_line import parse
-from reid_fast.data.images import loader
+from reid_fast.data.images import open as opening
 from reid_fast.methods import method_names, settings_class
 from reid_fast.methods.cc import ClusterContrast
 from reid_fast.models import fold, norm
@@ -42,7 +42,7 @@ def flags(people, market_folder, tmp_path_factory, tiny_arch):
 @contextmanager
 def the_device():
     """A device that is not there, in place of what would start a real one."""
-    decode, find_neighbours, jaccard_graph = loader.decode, driver.find_neighbours, clustering.jaccard_graph
+    decode, find_neighbours, jaccard_graph = opening.decode, driver.find_neighbours, clustering.jaccard_graph
 
     def neighbours(features, *arguments, **options):
         with device.unwatched():  # the clustering has tests of its own
@@ -53,7 +53,9 @@ def the_device():
             return jaccard_graph(features.plain, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch, Device() as device:
-        patch.setattr(loader, "decode", lambda *a, device, **options: on_device(decode(*a, device=CPU, **options)))
+        patch.setattr(
+            opening, "decode", lambda *a, device, memory, **options: on_device(decode(*a, device=CPU, **options))
+        )
         patch.setattr(driver, "find_neighbours", neighbours)
         patch.setattr(clustering, "jaccard_graph", graph)
         patch.setattr(driver, "pick_device", lambda name, local_rank: CUDA)

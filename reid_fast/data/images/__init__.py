@@ -1,9 +1,10 @@
-"""The images of a step: which ones, how they are augmented, decoded from files or held in memory."""
+"""The images of a step: which ones, how they are augmented, decoded from files or held."""
 
 from reid_fast.data.images.augmentation import View
 from reid_fast.data.images.image_files import ImageFiles
 from reid_fast.data.images.loader import Batch, Loader, open_loader
 from reid_fast.data.images.normalisation import MEAN, STD
+from reid_fast.data.images.open import open_files
 from reid_fast.data.images.sampler import Rule, class_uniform, epoch_plan, more_cameras, other_cameras
 from reid_fast.data.images.stream import ImageStream, undecodable
 
@@ -19,6 +20,7 @@ __all__ = [
     "class_uniform",
     "epoch_plan",
     "more_cameras",
+    "open_files",
     "open_loader",
     "other_cameras",
     "undecodable",

@@ -12,12 +12,15 @@ from reid_fast.data.images.normalisation import ERASE_FILL, MEAN, STD
 from reid_fast.errors import UserError
 
 try:
-    from nvidia.dali import fn, types
+    from nvidia.dali import __version__, fn, types
     from nvidia.dali.pipeline import DataNode, Pipeline
 except ImportError as error:
     raise UserError(
         f"images are decoded by DALI, which cannot be imported ({error}): pip install nvidia-dali-cuda120"
     ) from None
+
+# What decoded pixels depend on beside the file, the size and the device.
+DECODING = f"DALI {__version__}, RGB, bicubic, antialiased"
 
 # What a graph is fed with at once: the bytes of n files, then [n, ...] numbers for each parameter of each view.
 Inputs = list[list[np.ndarray] | np.ndarray]

@@ -1,47 +1,104 @@
-"""Whether a run's images fit into memory once they are decoded."""
+"""Where a run's decoded images are held: in the first of device, host's memory and file that takes them, or nowhere."""
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import torch
 
 from reid_fast.device import free_bytes
 
 _GIB = 2**30
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Held:
-    """Whether images are held decoded, which is its truth value; `str` says why."""
+    """Where decoded images are held; its truth value is whether they are, `str` says where, and why not before that.
 
+    Attributes:
+        tier: memory of the device; of its host, where the device is CUDA; a file of the cache folder; or nowhere: they
+            are decoded at every use.
+        images: N.
+        needed: GiB that they take.
+        place: as the user is told it.
+        reason: why no tier before holds them.
+    """
+
+    tier: Literal["device", "host", "file", "stream"]
     images: int
-    needed: float  # GiB that they take
-    limit: float  # GiB that they may take
-    room: float  # GiB that the device can spare: half of its memory, for training has yet to take its own
-    device: torch.device
+    needed: float
+    place: str
+    reason: str = ""
 
     @classmethod
-    def judge(cls, images: int, size: tuple[int, int], limit: float, device: torch.device) -> Held:
-        """Compare what images of (H, W) pixels take as uint8 RGB with `limit` GiB and half of the device's memory.
+    def judge(
+        cls,
+        images: int,
+        size: tuple[int, int],
+        limit: float,
+        device: torch.device,
+        *,
+        folder: Path | None = None,
+        beside: float = 0.0,
+        ranks: int = 1,
+    ) -> Held:
+        """Choose by what images of (H, W) pixels take as uint8 RGB, 3·H·W bytes each.
 
-        Of a CUDA device what is free counts, otherwise what the machine has.
+        Memory holds them up to `limit` GiB, and leaves half of what is free on a CUDA device, half of what the machine
+        has on its host. Whether the disk has room turns out when the file is made: see `without_file`.
+
+        Args:
+            images: N.
+            size: (H, W) in pixels.
+            limit: GiB of memory that all held images may take.
+            device: where images are wanted.
+            folder: the cache folder; None: there is none.
+            beside: GiB that other images are held in already.
+            ranks: processes of this machine that hold copies of their own in its memory.
         """
-        return cls(images, images * 3 * math.prod(size) / _GIB, limit, _memory(device) / 2, device)
+        needed = images * 3 * math.prod(size) / _GIB
+        reason = f"more than {f'the {limit - beside:.2f} GiB left of ' if beside else ''}--cache {limit:g}"
+        if needed <= limit - beside:
+            room, reason = _room(device, beside, ranks), ""
+            if needed <= room:
+                return cls("device", images, needed, f"on {device}")
+            reason = f"more than the {room:.2f} GiB that {device} can spare"
+            if device.type == "cuda":
+                room = _room(_CPU, beside, ranks)
+                if needed <= room:
+                    return cls("host", images, needed, "in the host's memory", reason)
+                reason += f", and the {room:.2f} GiB that its host can"
+        if folder is not None:
+            return cls("file", images, needed, f"in {folder}", reason)
+        return cls("stream", images, needed, "", f"{reason}; --cache-dir would hold them in a file")
+
+    def without_file(self, error: OSError) -> Held:
+        """The same where the cache folder cannot hold them after all."""
+        reason = f"{self.reason}; the file {self.place} cannot be made ({error.strerror or error})"
+        return replace(self, tier="stream", place="", reason=reason)
+
+    @property
+    def in_memory(self) -> float:
+        """GiB of memory that they take."""
+        return self.needed if self.tier in ("device", "host") else 0.0
 
     def __bool__(self) -> bool:
-        return self.needed <= min(self.limit, self.room)
+        return self.tier != "stream"
 
     def __str__(self) -> str:
-        if self:
-            return f"images are held decoded on {self.device}: {self.images:,} of them take {self.needed:.2f} GiB"
-        over_limit, spare = self.needed > self.limit, f"the {self.room:.2f} GiB that {self.device} can spare"
-        return (
-            f"images are decoded at every use: {self.images:,} of them take {self.needed:.2f} GiB, "
-            f"more than {f'--cache {self.limit:g}' if over_limit else spare}"
-        )
+        where = f"held decoded {self.place}" if self else "decoded at every use"
+        text = f"images are {where}: {self.images:,} of them take {self.needed:.2f} GiB"
+        return f"{text}, {self.reason}" if self.reason else text
+
+
+def _room(device: torch.device, beside: float, ranks: int) -> float:
+    """GiB that images may take in the memory of a device. What lies on CUDA already is not free there."""
+    return _memory(device) / 2 if device.type == "cuda" else _memory(device) / 2 / ranks - beside
 
 
 def _memory(device: torch.device) -> float:

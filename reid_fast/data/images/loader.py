@@ -14,7 +14,7 @@ from reid_fast.console import Console
 from reid_fast.data.images.augmentation import View, draw
 from reid_fast.data.images.held import Held
 from reid_fast.data.images.image_files import ImageFiles, Part, batches
-from reid_fast.data.images.store import ImageStore, decode
+from reid_fast.data.images.open import open_files
 from reid_fast.data.images.stream import ImageStream
 from reid_fast.data.sets import TrainingSet
 from reid_fast.device import to_device
@@ -142,35 +142,37 @@ def open_loader(
     views: Sequence[View],
     batch_size: int,
     cache: float,
+    cache_dir: Path | None = None,
+    ranks: int = 1,
     seed: int,
     device: torch.device,
     threads: int,
     console: Console,
 ) -> Loader:
-    """Decode the images of a run and hold them if they fit into memory, or else stream them from their files.
+    """Decode the images of a run and hold them where they fit, or else stream them from their files.
 
     Args:
         images: what is trained on.
-        size: (H, W) in pixels.
         views: what a training image is turned into.
         batch_size: images of a step, of both domains together.
-        cache: GiB that held images may take; they also leave half of the device's memory.
         seed: what augmentation is drawn from.
-        device: where to hold images, and where batches are wanted.
-        threads: CPU threads for decoding.
-        console: shows the progress.
+        size, cache, cache_dir, ranks, device, threads, console: see `open_files`.
 
     Raises:
         UserError: a file cannot be read or decoded; it is named.
     """
     paths = images.images.paths
-    held = Held.judge(len(paths), size, cache, device)
-    whole: ImageFiles
-    augmented: ImageFiles
-    if held:
-        pixels = decode(paths, size, device=device, threads=threads, console=console)
-        whole = augmented = ImageStore(paths, pixels)
-    else:
-        whole = ImageStream(paths, size, device=device, threads=threads)
+    whole, held = open_files(
+        paths,
+        size,
+        cache=cache,
+        cache_dir=cache_dir,
+        ranks=ranks,
+        device=device,
+        threads=threads,
+        console=console,
+    )
+    augmented = whole
+    if not held:
         augmented = ImageStream(paths, size, views=views, batch_size=batch_size, device=device, threads=threads)
     return Loader(images, held, whole, augmented, size, tuple(views), seed, device)

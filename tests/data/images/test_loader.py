@@ -7,7 +7,7 @@ from inputs import break_files, smooth_images
 from PIL import Image
 
 from reid_fast.console import Console
-from reid_fast.data.images import View, open_loader
+from reid_fast.data.images import View, held, open_loader
 from reid_fast.data.images.augmentation import draw
 from reid_fast.data.images.stream import ImageStream
 from reid_fast.data.sets import ImageSet, TrainingSet
@@ -16,7 +16,7 @@ from reid_fast.errors import UserError
 SIZE = (23, 11)
 VIEWS = (View(pad=3, erase=0.7), View(pad=0, erase=0.0))
 LABELS = np.array([2, 0, -1, 1, 0, 2, 1])  # of the target
-HELD, STREAMED = 1.0, 0.0  # GiB that held images may take
+HELD, STREAMED, FILE = 1.0, 0.0, "file"  # GiB of memory that held images may take
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,8 @@ def image_set(folder, pids, cams, seed=0):
 
 def opened(images, cache, batch_size=4):
     options = {"views": VIEWS, "batch_size": batch_size, "seed": 5, "device": torch.device("cpu"), "threads": 1}
-    return open_loader(images, size=SIZE, cache=cache, console=Console(), **options)
+    where = {"cache": cache} if cache != FILE else {"cache": 0.0, "cache_dir": images.target.paths[0].parent}
+    return open_loader(images, size=SIZE, **where, console=Console(), **options)
 
 
 def plan_over(images, iters=5, batch_size=4):
@@ -55,15 +56,23 @@ def assert_equal(batches, others):
 @pytest.mark.parametrize("with_source", [False, True])
 def test_held_and_streamed_images_give_equal_batches(target, source, with_source):
     images = TrainingSet(target, source if with_source else None)
-    held, streamed = opened(images, HELD), opened(images, STREAMED)
-    assert held.held
-    assert not streamed.held
-    batches = [list(loader.batches(plan_over(images), LABELS, epoch=3)) for loader in (held, streamed)]
-    assert len(batches[0]) == 5
-    assert_equal(*batches)
+    loaders = [opened(images, cache) for cache in (HELD, FILE, STREAMED)]
+    assert [loader.held.tier for loader in loaders] == ["device", "file", "stream"]
+    memory, file, streamed = (list(loader.batches(plan_over(images), LABELS, epoch=3)) for loader in loaders)
+    assert len(streamed) == 5
+    assert_equal(memory, streamed)
+    assert_equal(file, streamed)
 
 
-@pytest.mark.parametrize("cache", [HELD, STREAMED])
+def test_ranks_of_a_machine_have_its_memory_together(target, monkeypatch):
+    monkeypatch.setattr(held, "_memory", lambda device: 6 * 7 * 23 * 11 * 3 / 2**30)
+    options = {"size": SIZE, "views": VIEWS, "batch_size": 4, "cache": 1, "seed": 5, "threads": 1, "console": Console()}
+    for ranks, tier in ((3, "device"), (4, "stream")):
+        opened = open_loader(TrainingSet(target), ranks=ranks, device=torch.device("cpu"), **options)
+        assert opened.held.tier == tier
+
+
+@pytest.mark.parametrize("cache", [HELD, FILE, STREAMED])
 def test_an_image_is_augmented_by_its_place_in_the_epoch(target, source, cache):
     images = TrainingSet(target, source)
     plan = plan_over(images)
@@ -75,7 +84,7 @@ def test_an_image_is_augmented_by_its_place_in_the_epoch(target, source, cache):
         assert torch.equal(torch.cat([batch.views[number] for batch in batches]), expected)
 
 
-@pytest.mark.parametrize("cache", [HELD, STREAMED])
+@pytest.mark.parametrize("cache", [HELD, FILE, STREAMED])
 def test_what_is_known_of_the_images_comes_source_first(target, source, cache):
     images = TrainingSet(target, source)
     plan = plan_over(images)
@@ -94,7 +103,7 @@ def test_without_a_source_labels_are_the_pseudo_labels(target):
         assert batch.labels.tolist() == LABELS[batch.index].tolist()
 
 
-@pytest.mark.parametrize("cache", [HELD, STREAMED])
+@pytest.mark.parametrize("cache", [HELD, FILE, STREAMED])
 @pytest.mark.parametrize("first_step", [0, 2, 4, 5])
 def test_resumption_repeats_the_batches(target, source, cache, first_step):
     images = TrainingSet(target, source)
@@ -117,7 +126,7 @@ def test_parameters_are_drawn_once_an_epoch_for_the_steps_that_are_left(target, 
     assert drawn == len(VIEWS) * [list(range(8, 20))]
 
 
-@pytest.mark.parametrize("cache", [HELD, STREAMED])
+@pytest.mark.parametrize("cache", [HELD, FILE, STREAMED])
 def test_an_epoch_that_was_given_up_leaves_nothing_behind(target, cache):
     images = TrainingSet(target)
     loader, plan = opened(images, cache), plan_over(images)
@@ -126,7 +135,7 @@ def test_an_epoch_that_was_given_up_leaves_nothing_behind(target, cache):
     assert_equal(loader.batches(plan, LABELS, epoch=3), opened(images, cache).batches(plan, LABELS, epoch=3))
 
 
-@pytest.mark.parametrize("cache", [HELD, STREAMED])
+@pytest.mark.parametrize("cache", [HELD, FILE, STREAMED])
 def test_features_are_extracted_from_each_domain_alone(target, source, cache):
     loader = opened(TrainingSet(target, source), cache)
     for files, images in ((loader.target, target), (loader.source, source)):
@@ -151,10 +160,11 @@ def with_a_broken_file(target, folder):
     return TrainingSet(ImageSet((*target.paths[:6], broken), target.pids, target.cams))
 
 
-def test_a_broken_file_is_named_before_training_where_images_are_held(target, tmp_path):
+@pytest.mark.parametrize("cache", [HELD, FILE])
+def test_a_broken_file_is_named_before_training_where_images_are_held(target, tmp_path, cache):
     images = with_a_broken_file(target, tmp_path)
     with pytest.raises(UserError, match=r"half\.jpg"):
-        opened(images, HELD)
+        opened(images, cache)
 
 
 def test_a_broken_file_is_named_in_its_step_where_images_are_streamed(target, tmp_path):
@@ -164,7 +174,7 @@ def test_a_broken_file_is_named_in_its_step_where_images_are_streamed(target, tm
         list(loader.batches(np.array([[0, 1], [5, 6]]), LABELS, epoch=0))
 
 
-@pytest.mark.parametrize("cache", [HELD, STREAMED])
+@pytest.mark.parametrize("cache", [HELD, FILE, STREAMED])
 def test_nothing_is_said(target, cache, capsys):
     images = TrainingSet(target)
     list(opened(images, cache).batches(plan_over(images), LABELS, epoch=0))

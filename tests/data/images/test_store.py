@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 from inputs import break_files, save_photos, smooth_images
+from on_device import CUDA, Device
 from PIL import Image
 
 from reid_fast.console import Console
-from reid_fast.data.images import STD, ImageStream, View
+from reid_fast.data.images import STD, ImageStream, View, store
 from reid_fast.data.images.augmentation import draw
 from reid_fast.data.images.image_files import Part
 from reid_fast.data.images.store import ImageStore, ahead, decode
+from reid_fast.data.images.store_file import open_store_file
 from reid_fast.errors import UserError
 
 SIZES = [(48, 24), (33, 17), (7, 50), (64, 64)]
@@ -28,8 +30,44 @@ def paths(tmp_path_factory):
     return [*save_photos(folder), noise]
 
 
-def held(paths, size, device=CPU):
-    return ImageStore(paths, decode(paths, size, device=device, threads=1, console=Console()))
+def decoded(paths, size, **options):
+    return decode(paths, size, **{"device": CPU, "threads": 1, "console": Console()} | options)
+
+
+class FromHost(ImageStore):
+    """What the host's memory serves to a CUDA device, passed on as the CPU's."""
+
+    def __call__(self, indices, augmentations, batch_size):
+        with Device() as device:
+            made = list(super().__call__(indices, augmentations, batch_size))
+        assert {(event.what, event.waits) for event in device.events} <= {("a copy", False)}
+        return iter([tuple(view.plain for view in views) for views in made])
+
+
+@pytest.fixture(params=["memory", "host", "file"])
+def held(request, tmp_path, monkeypatch):
+    """What holds the images of paths in a size."""
+
+    def from_host(paths, size):
+        monkeypatch.setattr(store, "pinned", pinned)
+        return FromHost(paths, decoded(paths, size), CUDA)
+
+    def from_file(paths, size):
+        return open_store_file(tmp_path, paths, size, device=CPU, threads=1, console=Console())
+
+    kinds = {"memory": in_memory, "host": from_host, "file": from_file}
+    return kinds[request.param]
+
+
+def in_memory(paths, size, device=CPU):
+    return ImageStore(paths, decoded(paths, size, device=device))
+
+
+def pinned(*shape):
+    """Memory that the fake device takes for pinned; poisoned, for whatever is not written."""
+    pixels = torch.full(shape, 77, dtype=torch.uint8)
+    pixels.pinned = True
+    return pixels
 
 
 def through(files, views, size, count=61, batch_size=9):
@@ -39,15 +77,15 @@ def through(files, views, size, count=61, batch_size=9):
     return [torch.cat(view) for view in zip(*files(indices, augs, batch_size), strict=True)]
 
 
-def both(paths, views, size):
+def both(paths, views, size, held):
     stream = ImageStream(paths, size, views=views, batch_size=9, threads=1)
     return through(stream, views, size), through(held(paths, size), views, size)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_flip_crop_and_erasing_give_the_streams_bits(paths, size):
+def test_flip_crop_and_erasing_give_the_streams_bits(paths, size, held):
     views = (View(pad=5, erase=0.7), View(pad=0, flip=1.0, erase=0.0), View(erase=1.0, erase_across=True))
-    for streamed, stored in zip(*both(paths, views, size), strict=True):
+    for streamed, stored in zip(*both(paths, views, size, held), strict=True):
         assert torch.equal(stored, streamed)
         assert stored.dtype == torch.float32
         assert stored.is_contiguous(memory_format=torch.channels_last)
@@ -62,8 +100,8 @@ def test_flip_crop_and_erasing_give_the_streams_bits(paths, size):
         (View(pad=3, blur=0.7, grey=True, erase=0.0), 3e-3),
     ],
 )
-def test_blur_and_grey_differ_by_a_level_where_rounding_does(paths, size, view, share):
-    ((streamed,), (stored,)) = both(paths, (view,), size)
+def test_blur_and_grey_differ_by_a_level_where_rounding_does(paths, size, view, share, held):
+    ((streamed,), (stored,)) = both(paths, (view,), size, held)
     off = (stored - streamed).abs().permute(0, 2, 3, 1) * torch.tensor(STD) * 255
     assert off.max() < 1.01
     assert (off > 0.01).float().mean() < share
@@ -71,7 +109,7 @@ def test_blur_and_grey_differ_by_a_level_where_rounding_does(paths, size, view, 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 16])
 @pytest.mark.parametrize("size", SIZES[:2])
-def test_plain_images_are_the_streams(paths, size, batch_size):
+def test_plain_images_are_the_streams(paths, size, batch_size, held):
     order = np.array([6, 3, 3, 0, 5, 1, 4, 2])[::-1]
     parts = list(held(paths, size).plain(order, batch_size))
     streamed = list(ImageStream(paths, size, batch_size=batch_size).plain(order, batch_size))
@@ -84,13 +122,31 @@ def test_more_files_than_are_decoded_at_once(tmp_path):
     images = list(smooth_images(len(paths), 9, 5))
     for path, pixels in zip(paths, images, strict=True):
         Image.fromarray(pixels).save(path)
-    pixels = decode(paths, (9, 5), device=CPU, threads=2, console=Console())
+    pixels = decoded(paths, (9, 5), threads=2)
     assert pixels.dtype == torch.uint8
     assert np.array_equal(pixels, images)
 
 
+@pytest.mark.parametrize(("begin", "end"), [(0, 3), (2, 7), (6, 7), (3, 3)])
+def test_a_share_is_decoded_into_its_own_place(paths, begin, end):
+    share = decoded(paths, (9, 8), begin=begin, end=end)
+    assert share.shape == (7, 9, 8, 3)
+    assert torch.equal(share[begin:end], decoded(paths, (9, 8))[begin:end])
+
+
+def test_the_last_share_ends_with_the_files(paths):
+    assert torch.equal(decoded(paths, (9, 8), begin=5)[5:], decoded(paths, (9, 8))[5:])
+
+
+def test_a_share_names_the_image_that_is_broken_in_it(paths, tmp_path):
+    listed = [*paths, break_files(tmp_path, paths[0])[0]]
+    decoded(listed, (9, 8), end=7)
+    with pytest.raises(UserError, match=r"empty\.jpg"):
+        decoded(listed, (9, 8), begin=5)
+
+
 def test_a_part_is_the_whole_counted_from_its_start(paths):
-    whole, views = held(paths, (8, 9)), [View(pad=2, blur=0.5)]
+    whole, views = in_memory(paths, (8, 9)), [View(pad=2, blur=0.5)]
     part = Part(whole, 3, 6)
     assert part.paths == paths[3:6]
     (expected,) = whole.plain(np.array([5, 3, 4]), 3)
@@ -103,14 +159,14 @@ def test_a_part_is_the_whole_counted_from_its_start(paths):
 
 
 def test_a_part_copies_no_pixels(paths):
-    pixels = decode(paths, (8, 9), device=CPU, threads=1, console=Console())
+    pixels = decoded(paths, (8, 9))
     part = Part(ImageStore(paths, pixels), 4, 7)
     pixels[5] = 0
     (black,) = part.plain(np.array([1]), 1)
     assert black.flatten(2).amax(2).lt(0).all()
 
 
-def test_several_passes_and_one_that_is_given_up(paths):
+def test_several_passes_and_one_that_is_given_up(paths, held):
     files = held(paths, (9, 8))
     first = torch.cat(list(files.plain(np.arange(7), 2)))
     abandoned = files.plain(np.arange(7)[::-1], 2)
@@ -121,7 +177,7 @@ def test_several_passes_and_one_that_is_given_up(paths):
 
 
 @pytest.mark.parametrize("kind", range(6))
-def test_an_image_that_cannot_be_used_is_named_as_by_the_stream(paths, tmp_path, kind):
+def test_an_image_that_cannot_be_used_is_named_as_by_the_stream(paths, tmp_path, kind, held):
     bad = [*break_files(tmp_path, paths[0]), tmp_path / "gone.jpg"][kind]
     listed = [*paths, bad, *paths]
     with pytest.raises(UserError) as streaming:
@@ -158,15 +214,40 @@ def test_an_error_reaches_the_caller():
         next(served)
 
 
-def test_a_pass_that_is_given_up_leaves_no_thread(paths):
-    files = held(paths, (9, 8))
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_a_pass_that_is_given_up_leaves_no_thread(paths, monkeypatch, device):
+    monkeypatch.setattr(store, "pinned", pinned)
+    files = ImageStore(paths, decoded(paths, (9, 8)), device)
     threads = threading.active_count()
-    given_up = files.plain(np.arange(7), 1)
-    next(given_up)
+    with Device():
+        given_up = files.plain(np.arange(7), 1)
+        next(given_up)
     assert threading.active_count() == threads + 1
     given_up.close()
     del given_up
     assert threading.active_count() == threads
+
+
+def test_a_batch_from_the_host_is_gathered_while_the_caller_has_the_one_before(paths, monkeypatch):
+    asked = [threading.Event() for _ in range(4)]
+    waiting = iter(asked)
+    monkeypatch.setattr(store, "pinned", lambda *shape: next(waiting).set() or pinned(*shape))
+    with Device():
+        for i, _ in enumerate(ImageStore(paths, decoded(paths, (9, 8)), CUDA).plain(np.arange(7), 2)):
+            assert i == 3 or asked[i + 1].wait(10)
+            assert not any(later.is_set() for later in asked[i + 2 :])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [(48, 24), (33, 17)])
+def test_gpu_serves_from_the_host_what_it_serves_from_its_memory(paths, tmp_path, size):
+    views = (View(pad=5, erase=0.7), View(pad=3, erase=0.0, blur=0.5))
+    device = torch.device("cuda", 0)
+    expected = through(in_memory(paths, size, device), views, size)
+    host = ImageStore(paths, decoded(paths, size, device=device, memory=CPU), device)
+    file = open_store_file(tmp_path, paths, size, device=device, threads=1, console=Console())
+    for files in (host, file):
+        assert all(map(torch.equal, through(files, views, size), expected))
 
 
 @pytest.mark.gpu
@@ -174,7 +255,7 @@ def test_a_pass_that_is_given_up_leaves_no_thread(paths):
 def test_gpu_store_is_the_gpus_stream(paths, size):
     views = (View(pad=5, erase=0.7), View(pad=3, erase=0.0, blur=0.5))
     device = torch.device("cuda", 0)
-    stored = through(held(paths, size, device), views, size)
+    stored = through(in_memory(paths, size, device), views, size)
     streamed = through(ImageStream(paths, size, views=views, batch_size=9, device=device), views, size)
     for mine, theirs in zip(stored, streamed, strict=True):
         assert mine.is_cuda
