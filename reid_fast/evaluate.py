@@ -13,7 +13,7 @@ from reid_fast import run_folder
 from reid_fast.command_line import read
 from reid_fast.config import Config, Count, Positional, Short, check_ranges
 from reid_fast.console import Console
-from reid_fast.data.images import MEAN, STD, ImageStream
+from reid_fast.data.images import MEAN, STD, ImageFiles, ImageStream
 from reid_fast.data.open import OpenedSet, open_set
 from reid_fast.data.sets import SIZES, ImageSet, ReidSet, counts_table
 from reid_fast.device import amp_dtype, pick_device
@@ -89,15 +89,21 @@ def _evaluate(config: EvaluateConfig, device: torch.device, ranks: Ranks) -> Sco
     data = ranks.from_first(opened)
     if data.query is None or data.gallery is None:
         raise UserError(f"{config.dataset} has no queries and gallery to evaluate on")
+    images = ImageStream(
+        data.query.paths + data.gallery.paths,
+        (description["height"], description["width"]),
+        batch_size=config.batch_size,
+        device=device,
+        threads=config.workers,
+    )
     scores = score_encoder(
         encoder.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]  # the stub lacks it
+        images,
         data.query,
         data.gallery,
-        (description["height"], description["width"]),
         console,
         amp=amp_dtype(device, config.amp, description["width"]),
         batch_size=config.batch_size,
-        threads=config.workers,
         ranks=ranks,
     )
     console.say(score_table({config.dataset: asdict(scores)}))
@@ -118,25 +124,30 @@ def announce(opened: OpenedSet, console: Console) -> ReidSet:
 
 def score_encoder(
     encoder: Encoder,
+    images: ImageFiles,
     query: ImageSet,
     gallery: ImageSet,
-    size: tuple[int, int],
     console: Console,
     *,
     amp: torch.dtype | None = None,
     batch_size: int = 256,
-    threads: int = 2,
     ranks: Ranks = ALONE,
 ) -> Scores:
-    """Extract the features of queries and gallery and rank them, on the encoder's device, the work shared by ranks."""
-    device = next(encoder.parameters()).device
-    features = []
-    for part in (query, gallery):
-        stream = ImageStream(part.paths, size, batch_size=batch_size, device=device, threads=threads)
-        with console.progress("evaluating") as report:
-            features.append(extract(encoder, stream, batch_size=batch_size, amp=amp, progress=report, ranks=ranks))
-    ids = query.pids, query.cams, features[1], gallery.pids, gallery.cams
-    return rank_scores(features[0], *ids, ranks=ranks)
+    """Extract the features of queries and gallery and rank them, on the encoder's device.
+
+    Args:
+        encoder: what makes features.
+        images: the queries, then the gallery.
+        query, gallery: what is known of them.
+        console: shows the progress.
+        amp: the autocast type; None computes in float32.
+        batch_size: images at once.
+        ranks: share the work; all of them get the scores.
+    """
+    with console.progress("evaluating") as report:
+        features = extract(encoder, images, batch_size=batch_size, amp=amp, progress=report, ranks=ranks)
+    queries, others = features.split([len(query), len(gallery)])
+    return rank_scores(queries, query.pids, query.cams, others, gallery.pids, gallery.cams, ranks=ranks)
 
 
 def describe(config: Config) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from reid_fast.clock import Clock
 from reid_fast.command_line import parse
 from reid_fast.config import Config, to_json
 from reid_fast.console import Console
-from reid_fast.data.images import Batch, Loader, open_loader
+from reid_fast.data.images import Batch, ImageFiles, Loader, open_files, open_loader
 from reid_fast.data.open import open_set
 from reid_fast.data.sets import ImageSet, ReidSet, TrainingSet
 from reid_fast.device import amp_dtype, choose_kernels, pick_device, pick_threads, threads
@@ -90,6 +90,7 @@ class Run:
     split: Split | None  # of a batch among several ranks
     loss: Callable[[Batch], Tensor]  # of a step
     stop: Stop
+    test_images: ImageFiles | None = None  # from the first evaluation on
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -393,20 +394,30 @@ def finish_epoch(run: Run, row: dict[str, Any]) -> None:
         clock = Clock(run.device, row["seconds"])
         with clock.stage("evaluate"):
             for prefix, encoder in {"": run.method.model, **run.method.others}.items():
-                scores = score_encoder(
-                    encoder,
-                    query,
-                    gallery,
-                    config.size,
-                    run.console,
-                    amp=run.amp,
-                    threads=config.workers,
-                    ranks=run.ranks,
-                )
+                images = test_images(run, query, gallery)
+                scores = score_encoder(encoder, images, query, gallery, run.console, amp=run.amp, ranks=run.ranks)
                 row |= {score_key(prefix, name): getattr(scores, name) for name in SCORES}
         row |= {"seconds": dict(clock)}
     run.metrics.add(row)
     run.console.say(epoch_line(row, config.epochs))
+
+
+def test_images(run: Run, query: ImageSet, gallery: ImageSet) -> ImageFiles:
+    """Queries, then gallery; held from the first evaluation on, in the room that the training images leave."""
+    if run.test_images is None:
+        config = run.config
+        run.test_images, held = open_files(
+            query.paths + gallery.paths,
+            config.size,
+            cache=config.cache,
+            cache_dir=config.cache_dir,
+            beside=run.loader.held.in_memory,
+            device=run.device,
+            threads=config.workers,
+            console=run.console,
+        )
+        run.console.say(f"test {held}")
+    return run.test_images
 
 
 def save(run: Run) -> None:

@@ -13,12 +13,16 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from inputs import TINY, argv, rows_of
 
+from reid_fast.command_line import parse
 from reid_fast.data.images import stream
 from reid_fast.evaluate import main as evaluate
+from reid_fast.train import build
 from reid_fast.train import main as train
+from reid_fast.train import test_images as open_test_images
 
 ROOT = Path(__file__).parents[1]
 RUN = argv(**TINY, method="cc", iters=8, epochs=2, amp=True)
@@ -85,12 +89,31 @@ def test_held_in_memory_or_a_file_or_not_at_all_a_run_ends_with_the_same_bits(
     for (name, flags), where, counts in zip(ways.items(), said, times, strict=True):
         decoded.clear()
         train([*RUN, "--data-dir", str(people), "--logs-dir", str(tmp_path / name), *flags])
-        assert f"training images are {where}" in capsys.readouterr().out
-        found = {decoded[path] for path in (people / "bounding_box_train").iterdir()}
-        assert found == counts or (counts is None and min(found) >= 2)  # the features of both epochs
+        lines = capsys.readouterr().out
+        assert all(f"{images} images are {where}" in lines for images in ("training", "test"))
+        found = {decoded[path] for path in people.rglob("*.jpg")}
+        assert found == counts or (counts is None and min(found) >= 2)  # two epochs, two evaluations
         rows = [{k: v for k, v in row.items() if k not in MEASURED} for row in rows_of(tmp_path / name)]
         ends.append((rows, (tmp_path / name / "model.safetensors").read_bytes()))
     assert all(end == ends[0] for end in ends[1:])
+
+
+@pytest.mark.parametrize(("more", "line"), [(1, "held decoded on cpu"), (0, "decoded at every use")])
+def test_test_images_are_held_in_the_room_that_training_images_leave(
+    people: Path, tmp_path: Path, capsys, more: int, line: str
+) -> None:
+    folders = ("bounding_box_train", "query", "bounding_box_test")
+    training, *tested = (len(list((people / folder).iterdir())) for folder in folders)
+    cache = (training + sum(tested) - 1 + more) * 32 * 16 * 3 / 2**30
+    config, _ = parse([*RUN, "--data-dir", str(people), "--logs-dir", str(tmp_path), "--cache", str(cache)])
+    run = build(config)
+    assert run.loader.held
+    assert run.data.query is not None
+    assert run.data.gallery is not None
+    images = open_test_images(run, run.data.query, run.data.gallery)
+    assert f"test images are {line}" in capsys.readouterr().out
+    assert len(images.paths) == sum(tested)
+    assert open_test_images(run, run.data.query, run.data.gallery) is images
 
 
 def test_killed_at_a_random_step_and_resumed_a_run_ends_with_the_same_bits(people: Path, tmp_path: Path) -> None:
