@@ -10,49 +10,59 @@ namespace {
 
 constexpr int64_t kBlock = 256;
 
-// Permuted sparse rows, end to end.
+// Rows at their places in two passes over entries that come in any sequence: `for_each(put)` calls put(row, entry) for
+// all of them, the same way each time. Every thread goes through all and keeps those of its own range of rows, so their
+// sequence within a row is fixed.
+template <class ForEach, class Place>
+Array<int64_t> offsets(int64_t n, const Run& run, ForEach for_each, Place place) {
+  Array<int64_t> start(n + 1);
+  start[0] = 0;
+  parallel_blocks(n, (n + run.threads - 1) / run.threads, run, [&] {
+    return [&](int64_t begin, int64_t end) {
+      std::vector<int64_t> length(end - begin);
+      for_each([&](int64_t row, Entry) {
+        if (begin <= row && row < end) ++length[row - begin];
+      });
+      for (int64_t row = begin; row < end; ++row) start[place(row) + 1] = length[row - begin];
+    };
+  });
+  for (int64_t i = 0; i < n; ++i) start[i + 1] += start[i];
+  return start;
+}
+
+// write(offset, entry) for every entry.
+template <class ForEach, class Place, class Write>
+void distribute(const Array<int64_t>& start, const Run& run, ForEach for_each, Place place, Write write) {
+  const int64_t n = start.size - 1;
+  parallel_blocks(n, (n + run.threads - 1) / run.threads, run, [&] {
+    return [&](int64_t begin, int64_t end) {
+      std::vector<int64_t> next(end - begin);
+      for (int64_t row = begin; row < end; ++row) next[row - begin] = start[place(row)];
+      for_each([&](int64_t row, Entry entry) {
+        if (begin <= row && row < end) write(next[row - begin]++, entry);
+      });
+    };
+  });
+}
+
+// Sparse rows, end to end.
 struct JoinedRows {
   Array<int64_t> start;  // [N + 1]
   Array<Entry> entry;
 };
 
-// Rows from entries that come in any sequence: `for_each(put)` calls put(row, entry) for all of them, the same way each
-// time. Every thread goes through all and keeps those of its own range of rows, so their sequence is fixed.
-template <class ForEach>
-JoinedRows gather(int64_t n, const Run& run, ForEach for_each) {
-  const int64_t range = (n + run.threads - 1) / run.threads;
-  JoinedRows rows{Array<int64_t>(n + 1), {}};
-  rows.start[0] = 0;
-  parallel_blocks(n, range, run, [&] {
-    return [&](int64_t begin, int64_t end) {
-      int64_t* length = rows.start.begin() + 1;
-      std::fill(length + begin, length + end, 0);
-      for_each([&](int64_t row, Entry) {
-        if (begin <= row && row < end) ++length[row];
-      });
-    };
-  });
-  for (int64_t i = 0; i < n; ++i) rows.start[i + 1] += rows.start[i];
-
-  rows.entry = Array<Entry>(rows.start[n]);
-  parallel_blocks(n, range, run, [&] {
-    return [&](int64_t begin, int64_t end) {
-      std::vector<int64_t> slot(rows.start.begin() + begin, rows.start.begin() + end);
-      for_each([&](int64_t row, Entry entry) {
-        if (begin <= row && row < end) rows.entry[slot[row - begin]++] = entry;
-      });
-    };
-  });
-  return rows;
-}
-
 // Column g of W: the rows that hold g, ascending by position.
 JoinedRows inverted(const PermutedRows& rows, int64_t n, const Run& run) {
-  return gather(n, run, [&](auto put) {
+  const auto for_each = [&](auto put) {
     for (int64_t i = 0; i < n; ++i) {
       for (const Entry& entry : rows.row(i)) put(entry.index, Entry{static_cast<int32_t>(i), entry.value});
     }
-  });
+  };
+  const auto place = [](int64_t position) { return position; };
+  JoinedRows columns{offsets(n, run, for_each, place), {}};
+  columns.entry = Array<Entry>(columns.start[n]);
+  distribute(columns.start, run, for_each, place, [&](int64_t to, Entry entry) { columns.entry[to] = entry; });
+  return columns;
 }
 
 // Row i holds its neighbours j < i, unsorted. Their sums Σ_g min(W_ig, W_jg) grow all at once, in the sequence of row
@@ -74,48 +84,32 @@ PermutedRows lower_triangle(const PermutedRows& rows, int64_t n, float max_dista
   });
 }
 
-// Lower triangle, zero diagonal, and the lower triangle's mirror.
-JoinedRows symmetric(const PermutedRows& lower, int64_t n, const Run& run) {
-  return gather(n, run, [&](auto put) {
+// Lower triangle, zero diagonal and the lower triangle's mirror, in the caller's sequence, naming rows, ascending.
+Csr symmetric(const PermutedRows& lower, const Permutation& permutation, const Run& run) {
+  const int64_t n = permutation.size;
+  const auto for_each = [&](auto put) {
     for (int64_t i = 0; i < n; ++i) {
-      put(i, Entry{static_cast<int32_t>(i), 0.0f});
+      const int32_t row = permutation[i];
+      put(i, Entry{row, 0.0f});
       for (const Entry& entry : lower.row(i)) {
-        put(i, entry);
-        put(entry.index, Entry{static_cast<int32_t>(i), entry.value});
+        put(i, Entry{permutation[entry.index], entry.value});
+        put(entry.index, Entry{row, entry.value});
       }
     }
+  };
+  const auto place = [&](int64_t position) { return int64_t{permutation[position]}; };
+  Csr rows{offsets(n, run, for_each, place), {}, {}};
+  rows.index = Array<int32_t>(rows.start[n]);
+  rows.value = Array<float>(rows.start[n]);
+  distribute(rows.start, run, for_each, place, [&](int64_t to, Entry entry) {
+    rows.index[to] = entry.index;
+    rows.value[to] = entry.value;
   });
-}
-
-// The rows back in the caller's sequence, naming rows, ascending. They lie anywhere in memory, so their offsets are
-// asked for ahead of their turn and, once these are there, their entries.
-Csr by_row(JoinedRows permuted, const Permutation& permutation, const Run& run) {
-  const int64_t n = permutation.size;
-  Csr rows{Array<int64_t>(n + 1), Array<int32_t>(permuted.entry.size), Array<float>(permuted.entry.size)};
-  rows.start[0] = 0;
-  for (int64_t position = 0; position < n; ++position) {
-    rows.start[permutation[position] + 1] = permuted.start[position + 1] - permuted.start[position];
-  }
-  for (int64_t i = 0; i < n; ++i) rows.start[i + 1] += rows.start[i];
-
   parallel_blocks(n, kBlock, run, [&] {
     return [&, sort = RowSort()](int64_t begin, int64_t end) mutable {
-      for (int64_t position = begin; position < end; ++position) {
-        if (position + 2 * kAhead < n) prefetch(&rows.start[permutation[position + 2 * kAhead]], 1);
-        if (position + kAhead < n) {
-          const int64_t to = rows.start[permutation[position + kAhead]];
-          const int64_t size = permuted.start[position + kAhead + 1] - permuted.start[position + kAhead];
-          prefetch(&rows.index[to], size);
-          prefetch(&rows.value[to], size);
-        }
-        Entry* entries = &permuted.entry[permuted.start[position]];
-        const int64_t to = rows.start[permutation[position]];
-        const int64_t size = permuted.start[position + 1] - permuted.start[position];
-        sort(permutation, entries, size);
-        for (int64_t t = 0; t < size; ++t) {
-          rows.index[to + t] = permutation[entries[t].index];
-          rows.value[to + t] = entries[t].value;
-        }
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = rows.start[i];
+        sort(&rows.index[first], &rows.value[first], rows.start[i + 1] - first);
       }
     };
   });
@@ -127,7 +121,7 @@ Csr by_row(JoinedRows permuted, const Permutation& permutation, const Run& run) 
 Csr threshold_graph(PermutedRows weights, float max_distance, const Permutation& permutation, const Run& run) {
   const PermutedRows lower = lower_triangle(weights, permutation.size, max_distance, run);
   weights = PermutedRows(0);
-  return by_row(symmetric(lower, permutation.size, run), permutation, run);
+  return symmetric(lower, permutation, run);
 }
 
 }  // namespace reid_fast

@@ -31,12 +31,27 @@ void RowSort::operator()(const Permutation& permutation, Entry* entries, int64_t
     std::sort(entries, entries + size, [&](Entry a, Entry b) { return permutation[a.index] < permutation[b.index]; });
     return;
   }
-  row_.resize(size + kLanes);
+  key_.resize(size + kLanes);
   rank_.resize(size + kLanes);
-  for (int64_t t = 0; t < size; ++t) row_[t] = permutation[entries[t].index];
-  rank_keys(row_.data(), static_cast<int>(size), rank_.data());
+  for (int64_t t = 0; t < size; ++t) key_[t] = permutation[entries[t].index];
+  rank_keys(key_.data(), static_cast<int>(size), rank_.data());
   copy_.assign(entries, entries + size);
   for (int64_t t = 0; t < size; ++t) entries[rank_[t]] = copy_[t];
+}
+
+void RowSort::operator()(int32_t* index, float* value, int64_t size) {
+  copy_.resize(size);
+  for (int64_t t = 0; t < size; ++t) copy_[t] = {index[t], value[t]};
+  if (size > kLargestRanked) {
+    std::sort(copy_.begin(), copy_.end(), [](Entry a, Entry b) { return a.index < b.index; });
+    for (int64_t t = 0; t < size; ++t) index[t] = copy_[t].index, value[t] = copy_[t].value;
+    return;
+  }
+  key_.assign(index, index + size);
+  key_.resize(size + kLanes);
+  rank_.resize(size + kLanes);
+  rank_keys(key_.data(), static_cast<int>(size), rank_.data());
+  for (int64_t t = 0; t < size; ++t) index[rank_[t]] = copy_[t].index, value[rank_[t]] = copy_[t].value;
 }
 
 }  // namespace reid_fast

@@ -9,10 +9,12 @@ namespace reid_fast {
 class RowSort {
  public:
   void operator()(const Permutation& permutation, Entry* entries, int64_t size);
+  // Sorts a row, index and value apart, by its indices, which differ.
+  void operator()(int32_t* index, float* value, int64_t size);
 
  private:
   // Scratch memory.
-  std::vector<int32_t> row_, rank_;
+  std::vector<int32_t> key_, rank_;
   std::vector<Entry> copy_;
 };
 
