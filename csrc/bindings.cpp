@@ -96,13 +96,14 @@ void py_check_neighbours(const CArray<int32_t>& index, const CArray<float>& simi
 }
 
 py::tuple py_jaccard_graph(const CArray<float>& rows, const CArray<int32_t>& index, const CArray<float>& similarity,
-                           int k2, float max_distance) {
+                           int k2, float max_distance, int64_t most) {
   const Features features = features_of(rows);
   const Ranking ranking = ranking_of(index, similarity, features.n);
   require(1 <= k2 && k2 <= ranking.k, "k2 must lie in 1..K");
   require(0 <= max_distance && max_distance < 1, "max_distance must lie in [0, 1)");
   require_sound(ranking);
-  Csr graph = without_gil([&](const Run& run) { return jaccard_graph(features, ranking, k2, max_distance, run); });
+  Csr graph =
+      without_gil([&](const Run& run) { return jaccard_graph(features, ranking, k2, max_distance, run, most); });
   return to_csr(std::move(graph));
 }
 
@@ -204,7 +205,8 @@ PYBIND11_MODULE(_C, module) {
              py::arg("kernel") = "auto");
   module.def("check_neighbours", &py_check_neighbours, py::arg("index").noconvert(), py::arg("similarity").noconvert());
   module.def("jaccard_graph", &py_jaccard_graph, py::arg("rows").noconvert(), py::arg("index").noconvert(),
-             py::arg("similarity").noconvert(), py::arg("k2"), py::arg("max_distance"));
+             py::arg("similarity").noconvert(), py::arg("k2"), py::arg("max_distance"), py::arg("most"));
+  py::register_exception<TooLarge>(module, "TooLarge", PyExc_MemoryError);
   bind_dbscan<int32_t, int32_t, float>(module);
   bind_dbscan<int32_t, int32_t, double>(module);
   bind_dbscan<int64_t, int64_t, float>(module);

@@ -129,6 +129,11 @@ struct Interrupted : std::runtime_error {
   Interrupted() : std::runtime_error("interrupted") {}
 };
 
+// A graph has more entries than there is room for; says of how many, and which row most have in common.
+struct TooLarge : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 // Names of the similarity kernels this processor can run, fastest first.
 std::vector<std::string> similarity_kernels();
 
@@ -155,11 +160,13 @@ PermutedRows query_expansion(const PermutedRows& weights, const Ranking& ranking
                              const Permutation& permutation, const Run& run);
 
 // Step 7: every pair with 1 - s/(2 - s) <= max_distance, s = Σ_g min(W_ig, W_jg): symmetric, self included. In the
-// caller's sequence again, indices ascending.
-Csr threshold_graph(PermutedRows weights, float max_distance, const Permutation& permutation, const Run& run);
+// caller's sequence again, indices ascending. Throws `TooLarge` beyond `most` entries.
+Csr threshold_graph(PermutedRows weights, float max_distance, const Permutation& permutation, const Run& run,
+                    int64_t most = INT64_MAX);
 
 // Steps 2 to 7, one stage after another: the graph of a sound ranking.
-Csr jaccard_graph(const Features& features, const Ranking& ranking, int k2, float max_distance, const Run& run);
+Csr jaccard_graph(const Features& features, const Ranking& ranking, int k2, float max_distance, const Run& run,
+                  int64_t most = INT64_MAX);
 
 // A symmetric distance graph as its owner stores it.
 template <class Offset, class Index, class Value>

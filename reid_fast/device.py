@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -119,7 +121,14 @@ def threads(count: int) -> Iterator[None]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What torch can hand out on a CUDA device: its free memory, and what torch's allocator holds without using it."""
+    """What torch can hand out on a CUDA device: its free memory, and what torch's allocator holds without using it.
+
+    On the CPU what Linux calls available, elsewhere all that the machine has.
+    """
+    if device.type == "cpu":
+        listed = Path("/proc/meminfo")
+        available = re.search(r"MemAvailable:\s+(\d+) kB", listed.read_text()) if listed.exists() else None
+        return int(available[1]) << 10 if available else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
 

@@ -65,10 +65,23 @@ JoinedRows inverted(const PermutedRows& rows, int64_t n, const Run& run) {
   return columns;
 }
 
+[[noreturn]] void refuse(const JoinedRows& columns, int64_t most, const Permutation& permutation) {
+  int64_t widest = 0, size = 0;
+  for (int64_t g = 0; g < permutation.size; ++g) {
+    const int64_t held = columns.start[g + 1] - columns.start[g];
+    if (held > size) widest = g, size = held;
+  }
+  throw TooLarge("it has more than " + std::to_string(most) + " entries, for " + std::to_string(size) +
+                 " rows have row " + std::to_string(permutation[widest]) + " in common");
+}
+
 // Row i holds its neighbours j < i, unsorted. Their sums Σ_g min(W_ig, W_jg) grow all at once, in the sequence of row
 // i's entries: the ascending g that row j has too.
-PermutedRows lower_triangle(const PermutedRows& rows, int64_t n, float max_distance, const Run& run) {
+PermutedRows lower_triangle(const PermutedRows& rows, float max_distance, const Permutation& permutation,
+                            const Run& run, int64_t most) {
+  const int64_t n = permutation.size;
   const JoinedRows columns = inverted(rows, n, run);
+  std::atomic<int64_t> count{n};  // entries of the graph: the diagonal, and two for one here
   return fill_rows(n, run, [&] {
     return [&, sums = Sums(n)](int64_t i, std::vector<Entry>& entries) mutable {
       for (const Entry& own : rows.row(i)) {
@@ -76,10 +89,13 @@ PermutedRows lower_triangle(const PermutedRows& rows, int64_t n, float max_dista
           sums.add(other->index, std::min(own.value, other->value));
         }
       }
+      const size_t before = entries.size();
       sums.drain([&](int32_t j, float shared) {
         const float distance = jaccard_of(shared);
         if (distance <= max_distance) entries.push_back({j, distance});
       });
+      const int64_t grown = 2 * static_cast<int64_t>(entries.size() - before);
+      if (count.fetch_add(grown, std::memory_order_relaxed) + grown > most) refuse(columns, most, permutation);
     };
   });
 }
@@ -118,8 +134,9 @@ Csr symmetric(const PermutedRows& lower, const Permutation& permutation, const R
 
 }  // namespace
 
-Csr threshold_graph(PermutedRows weights, float max_distance, const Permutation& permutation, const Run& run) {
-  const PermutedRows lower = lower_triangle(weights, permutation.size, max_distance, run);
+Csr threshold_graph(PermutedRows weights, float max_distance, const Permutation& permutation, const Run& run,
+                    int64_t most) {
+  const PermutedRows lower = lower_triangle(weights, max_distance, permutation, run, most);
   weights = PermutedRows(0);
   return symmetric(lower, permutation, run);
 }

@@ -16,7 +16,9 @@ _UNIT = 1e-5
 
 
 def normalised_rows(features: Features) -> Tensor:
-    """`features` as L2-normalised rows, float32, C-contiguous, on their device; no copy where they are that already.
+    """`features` as L2-normalised rows, float32, C-contiguous, on their device.
+
+    Rows that are that already are used where they lie, mapped files and read-only arrays too; others are copied once.
 
     Args:
         features: [N, D], any float type, any strides, NumPy or torch.
@@ -37,7 +39,10 @@ def normalised_rows(features: Features) -> Tensor:
         raise ValueError(f"features: row {bad[0].item()} holds NaN, infinity or values beyond float32")
     if len(bad := (norms < torch.finfo(torch.float32).tiny).nonzero()):
         raise ValueError(f"features: row {bad[0].item()} is zero, so it has no direction")
-    return rows if (norms - 1).abs().max() <= _UNIT else rows / norms[:, None]
+    if (norms - 1).abs().max() <= _UNIT:
+        return rows
+    ours = rows.data_ptr() != _address(features)
+    return rows.div_(norms[:, None]) if ours else rows / norms[:, None]
 
 
 def clip_k(k: int, n: int, name: str) -> int:
@@ -49,12 +54,18 @@ def clip_k(k: int, n: int, name: str) -> int:
     return min(k, n)
 
 
+def _address(features: Features) -> int:
+    return features.data_ptr() if isinstance(features, Tensor) else features.ctypes.data
+
+
 def _as_tensor(features: Features) -> Tensor:
     if isinstance(features, np.ndarray):
         if features.dtype.kind != "f":
             raise TypeError(f"features must be floats, not {features.dtype}")
-        # torch takes neither negative strides, nor foreign byte order, nor long doubles.
-        return torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
+        # torch takes neither negative strides, nor foreign byte order, nor long doubles; of what is read-only it warns.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
     if isinstance(features, Tensor):
         if not features.is_floating_point():
             raise TypeError(f"features must be floats, not {features.dtype}")

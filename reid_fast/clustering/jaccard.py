@@ -11,8 +11,11 @@ from reid_fast import _C
 from reid_fast.clustering import cupy_graph
 from reid_fast.clustering.inputs import Features, clip_k, normalised_rows
 from reid_fast.clustering.knn import knn
+from reid_fast.device import free_bytes
+from reid_fast.errors import UserError
 
 Neighbours = tuple[Features, Features]
+_ENTRY_BYTES = 16  # of memory to an entry of the graph: 12 while step 7 makes it, and some for what else there is
 
 
 def jaccard_graph(
@@ -39,14 +42,22 @@ def jaccard_graph(
     Raises:
         ValueError: k1 < 1, k2 outside 1..k1, max_distance outside [0, 1), neighbours that do not fit, or a
             bad feature row.
+        UserError: on the CPU, the graph needs more than the memory that is free: many rows are nearly equal.
     """
     rows, index, similarity, k2 = _prepare(features, k1, k2, max_distance, neighbours)
     if rows.is_cuda and _C.cuda:
         return cupy_graph.jaccard_graph(rows, index, similarity, k2, max_distance)
     if rows.is_cuda:
         cupy_graph.say_that_the_cpu_clusters()
-    index, similarity = index.cpu(), similarity.cpu()
-    start, indices, data = _C.jaccard_graph(rows.cpu().numpy(), index.numpy(), similarity.numpy(), k2, max_distance)
+    most = free_bytes(torch.device("cpu")) // _ENTRY_BYTES
+    rows, index, similarity = rows.cpu(), index.cpu(), similarity.cpu()
+    try:
+        start, indices, data = _C.jaccard_graph(rows.numpy(), index.numpy(), similarity.numpy(), k2, max_distance, most)
+    except _C.TooLarge as error:
+        raise UserError(
+            f"the graph of Jaccard distances up to {max_distance:.3g} does not fit into memory, {error}: leave out "
+            "images that are nearly equal, or lower the distance (--eps)"
+        ) from None
     return sparse.csr_matrix((data, indices, start), shape=(len(rows), len(rows)))
 
 

@@ -1,11 +1,15 @@
 """What every clustering function takes, and what it refuses in one sentence; asked of the kNN."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from inputs import planted
+from memory import peak_bytes
 
 import reid_fast
+from reid_fast.clustering.inputs import normalised_rows
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
@@ -57,3 +61,24 @@ def test_more_neighbours_than_rows_are_clipped_with_a_warning():
     with pytest.warns(UserWarning, match="k = 30 neighbours asked of 20 rows"):
         index, _ = reid_fast.knn(planted(20, 4), 30)
     assert index.shape == (20, 20)
+
+
+def test_rows_that_are_ready_are_not_copied(tmp_path):
+    np.save(tmp_path / "rows.npy", planted(90, 20))
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = normalised_rows(mapped)
+    assert rows.data_ptr() == mapped.ctypes.data
+    assert (reid_fast.knn(mapped, 8)[0] == reid_fast.knn(np.array(mapped), 8)[0]).all()
+
+
+@pytest.mark.parametrize("spoil", [lambda rows: rows.astype(np.float16), lambda rows: (3 * rows)[:, ::2]])
+def test_rows_are_copied_once_and_the_callers_stay(spoil):
+    rows = spoil(planted(200_000, 32))
+    before, expected = rows.copy(), rows / np.linalg.norm(rows.astype(np.float32), axis=1, keepdims=True)
+    copies = []
+    needed = peak_bytes(lambda: copies.append(normalised_rows(rows)))
+    assert (rows == before).all()
+    np.testing.assert_allclose(copies[0].numpy(), expected, rtol=0, atol=1e-6)
+    assert copies[0].nbytes < needed < 1.5 * copies[0].nbytes

@@ -202,6 +202,20 @@ def test_one_row_lies_at_no_distance_from_itself():
         assert reid_fast.jaccard_distance(planted(1, 8)).tolist() == [[0.0]]
 
 
+def test_a_graph_beyond_the_memory_is_refused_in_time(monkeypatch):
+    monkeypatch.setattr(reid_fast.clustering.jaccard, "free_bytes", lambda device: 16 * 5_000_000)
+    rows = planted(300, 8)[np.arange(30_000) % 300 * (np.arange(30_000) < 300)]  # row 0 and its duplicates, 299 others
+    index = np.concatenate([np.arange(30_000)[:, None], np.tile([0, 1, 2, 3], (30_000, 1))], axis=1)
+    index[:4, 1:] = [[1, 2, 3, 4], [0, 2, 3, 4], [0, 1, 3, 4], [0, 1, 2, 4]]
+    neighbours = index.astype(np.int32), np.ones(index.shape, np.float32)
+    with pytest.raises(
+        reid_fast.errors.UserError, match=r"more than 5000000 entries, for 30000 rows have row [0-4] in"
+    ):
+        reid_fast.jaccard_graph(rows, 5, 5, neighbours=neighbours)
+    few = tuple(part[:2000] for part in neighbours)
+    assert reid_fast.jaccard_graph(rows[:2000], 5, 5, neighbours=few).nnz == 2000**2
+
+
 def test_memory_grows_with_the_graph_and_not_with_its_square():
     script = """
 import numpy as np, re, reid_fast
