@@ -21,6 +21,7 @@ from reid_fast.errors import UserError, exit_on_user_error
 
 T = TypeVar("T")
 
+_MEETING = timedelta(minutes=10)  # within which they connect, and exchange a tensor once the first one has come to it
 # Longer than any stage in which one rank works and the others wait. That a rank has ended is noticed without it: its
 # connections close, and torchrun stops the others.
 _PATIENCE = timedelta(days=7)
@@ -44,6 +45,7 @@ class Ranks:
         """
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
         self.group: dist.ProcessGroup | None = None  # once they are connected, where there are several
+        self._patient: dist.ProcessGroup | None = None  # the same, for what some have to wait for
         self._store = store
 
     @classmethod
@@ -59,6 +61,8 @@ class Ranks:
         try:
             rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
             store, _, _ = next(dist.rendezvous("env://"))
+            # torchrun keeps one store for all its attempts, and the addresses of processes that are gone in it.
+            store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         except (KeyError, ValueError, dist.DistError) as error:
             given = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
             raise UserError(f"these processes cannot meet ({given}; {error}): start them with torchrun") from None
@@ -87,8 +91,8 @@ class Ranks:
         # NCCL refuses two ranks on one GPU; gloo takes them through the host's memory.
         own_gpu = device == torch.device("cuda", self.local_rank) and self.local_size <= torch.cuda.device_count()
         backend = "cpu:gloo,cuda:nccl" if own_gpu else "gloo"
-        dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size, timeout=_PATIENCE)
-        self.group = dist.group.WORLD
+        dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size, timeout=_MEETING)
+        self.group, self._patient = dist.group.WORLD, dist.new_group(backend="gloo", timeout=_PATIENCE)
         try:
             yield
         except RuntimeError as error:
@@ -98,7 +102,7 @@ class Ranks:
             raise
         self.barrier()  # the store lives in one of them
         dist.destroy_process_group()
-        self.group = None
+        self.group = self._patient = None
 
     def leave(self, code: int, sentence: str) -> NoReturn:
         """End this process; the others notice. What is said first is said alone, and its exit code is everybody's."""
@@ -120,7 +124,7 @@ class Ranks:
     def barrier(self) -> None:
         """Wait for all."""
         if self.group is not None:
-            dist.barrier(self.group)
+            dist.barrier(self._patient)
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What the first rank makes, on all of them; with the cores that the others of its machine leave idle.
@@ -137,7 +141,7 @@ class Ranks:
                     made[0] = make()
             except UserError as error:
                 made[1] = str(error)
-        dist.broadcast_object_list(made, 0, self.group, torch.device("cpu"))
+        dist.broadcast_object_list(made, 0, self._patient)
         if made[1] is not None:
             raise UserError(made[1])
         return made[0]
@@ -167,7 +171,7 @@ class Ranks:
                 raise
         if self.group is not None:
             reasons: list[str | None] = [None] * self.size
-            dist.all_gather_object(reasons, reason, self.group)
+            dist.all_gather_object(reasons, reason, self._patient)
             if said := next(filter(None, reasons), None):
                 raise UserError(said)
 
@@ -176,7 +180,7 @@ class Ranks:
         if self.group is None:
             return flag
         flags = torch.tensor([flag], dtype=torch.uint8)
-        dist.all_reduce(flags, dist.ReduceOp.MAX, self.group)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, self._patient)
         return bool(flags)
 
     def shares(self, n: int, unit: int = 1) -> list[slice]:

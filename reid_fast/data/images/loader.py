@@ -18,7 +18,7 @@ from reid_fast.data.images.open import open_files
 from reid_fast.data.images.stream import ImageStream
 from reid_fast.data.sets import TrainingSet
 from reid_fast.device import to_device
-from reid_fast.ranks import Split
+from reid_fast.ranks import ALONE, Ranks, Split
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def open_loader(
     batch_size: int,
     cache: float,
     cache_dir: Path | None = None,
-    ranks: int = 1,
+    ranks: Ranks = ALONE,
     seed: int,
     device: torch.device,
     threads: int,

@@ -13,6 +13,7 @@ from reid_fast.data.images.image_files import ImageFiles
 from reid_fast.data.images.store import ImageStore, decode
 from reid_fast.data.images.store_file import open_store_file
 from reid_fast.data.images.stream import ImageStream
+from reid_fast.ranks import ALONE, Ranks
 
 
 def open_files(
@@ -22,7 +23,7 @@ def open_files(
     cache: float,
     cache_dir: Path | None = None,
     beside: float = 0.0,
-    ranks: int = 1,
+    ranks: Ranks = ALONE,
     device: torch.device,
     threads: int,
     console: Console,
@@ -35,7 +36,7 @@ def open_files(
         cache: GiB of memory that held images may take; they also leave half of it.
         cache_dir: where files of decoded images are kept; None: nowhere.
         beside: GiB that other images are held in already.
-        ranks: processes of this machine that hold copies of their own in its memory.
+        ranks: each holds a copy of its own in memory, for which it decodes a share; of one machine, they share a file.
         device: where images are wanted.
         threads: CPU threads for decoding.
         console: shows the progress.
@@ -46,16 +47,32 @@ def open_files(
     Raises:
         UserError: a file cannot be read or decoded; it is named.
     """
-    held = Held.judge(len(paths), size, cache, device, folder=cache_dir, beside=beside, ranks=ranks)
+    held = ranks.from_first(
+        lambda: Held.judge(len(paths), size, cache, device, folder=cache_dir, beside=beside, ranks=ranks.local_size)
+    )
     if held.tier == "file":
         assert cache_dir is not None
         try:
-            file = open_store_file(cache_dir, paths, size, device=device, threads=threads, console=console)
+            whole = threads * ranks.local_size  # one builds it, and the others wait
+            file = open_store_file(cache_dir, paths, size, device=device, threads=whole, console=console)
             return file, held
         except OSError as error:
             held = held.without_file(error)
     if held:
         memory = torch.device("cpu") if held.tier == "host" else device
-        pixels = decode(paths, size, device=device, memory=memory, threads=threads, console=console)
+        shares = ranks.shares(len(paths))
+        own = shares[ranks.rank]
+        with ranks.agreed():
+            pixels = decode(
+                paths,
+                size,
+                device=device,
+                memory=memory,
+                begin=own.start,
+                end=own.stop,
+                threads=threads,
+                console=console,
+            )
+        ranks.complete(pixels, shares)
         return ImageStore(paths, pixels, device), held
     return ImageStream(paths, size, device=device, threads=threads), held

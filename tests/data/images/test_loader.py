@@ -12,6 +12,7 @@ from reid_fast.data.images.augmentation import draw
 from reid_fast.data.images.stream import ImageStream
 from reid_fast.data.sets import ImageSet, TrainingSet
 from reid_fast.errors import UserError
+from reid_fast.ranks import Ranks
 
 SIZE = (23, 11)
 VIEWS = (View(pad=3, erase=0.7), View(pad=0, erase=0.0))
@@ -68,7 +69,7 @@ def test_ranks_of_a_machine_have_its_memory_together(target, monkeypatch):
     monkeypatch.setattr(held, "_memory", lambda device: 6 * 7 * 23 * 11 * 3 / 2**30)
     options = {"size": SIZE, "views": VIEWS, "batch_size": 4, "cache": 1, "seed": 5, "threads": 1, "console": Console()}
     for ranks, tier in ((3, "device"), (4, "stream")):
-        opened = open_loader(TrainingSet(target), ranks=ranks, device=torch.device("cpu"), **options)
+        opened = open_loader(TrainingSet(target), ranks=Ranks(local_size=ranks), device=torch.device("cpu"), **options)
         assert opened.held.tier == tier
 
 

@@ -76,8 +76,8 @@ def folder(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """How often each file has been decoded."""
-    counts, read = Counter(), stream._read
-    monkeypatch.setattr(stream, "_read", lambda path: counts.update([path]) or read(path))
+    counts, read = Counter(), stream.read_image
+    monkeypatch.setattr(stream, "read_image", lambda path: counts.update([path]) or read(path))
     return counts
 
 
