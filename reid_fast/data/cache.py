@@ -2,10 +2,57 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
+
+_KEPT = 64  # files about trees: those used last
 
 
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/reid-fast` or `~/.cache/reid-fast`; it may not be there yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reid-fast"
+
+
+def file_about(tree: Path, kind: str) -> Path:
+    """The file in the cache for what is known of a folder or file, by its real path; it may not be there yet."""
+    real = os.fsencode(os.path.realpath(tree))
+    try:
+        folder = cache_folder()
+    except RuntimeError:  # the user has no home
+        folder = Path(os.devnull)  # neither read nor written
+    return folder / "manifests" / f"{hashlib.blake2b(real, digest_size=16).hexdigest()}.{kind}"
+
+
+def keep(file: Path, write: Callable[[IO[bytes]], object] | None) -> None:
+    """Write a file about a tree whole, whatever else reads or writes it, or, with None, only mark it as used.
+
+    What cannot be written is not. Files about trees that nobody reads any more go, and what a killed writer has left.
+    """
+    with suppress(OSError):
+        if write is None:
+            os.utime(file)
+        else:
+            _write_whole(file, write)
+            with os.scandir(file.parent) as entries:
+                by_age = sorted(entries, key=lambda entry: entry.stat().st_mtime_ns)
+            for entry in by_age[:-_KEPT]:
+                os.unlink(entry)
+
+
+def _write_whole(file: Path, write: Callable[[IO[bytes]], object]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, part = tempfile.mkstemp(dir=file.parent, prefix=".part-")
+    try:
+        with open(descriptor, "wb") as out:
+            write(out)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(part, file)
+    except BaseException:
+        os.unlink(part)
+        raise

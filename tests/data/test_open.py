@@ -4,11 +4,14 @@ import os
 import shutil
 from functools import partial
 
+import numpy as np
 import pytest
-from inputs import records
+import torch
+from inputs import pack, records
 
 from reid_fast.console import Console
 from reid_fast.data import open as opening
+from reid_fast.data.images import ImageStream
 from reid_fast.data.open import open_set
 from reid_fast.data.sets import SIZES, market_style
 from reid_fast.data.synthetic import synthetic_folder
@@ -54,6 +57,21 @@ def test_the_synthetic_set_is_drawn_where_it_is_wanted(tmp_path, monkeypatch):
     assert data.name == "synthetic"
     assert data.train.identities == 3
     assert tmp_path in data.train.paths[0].parents
+
+
+def test_images_in_a_tar_file_are_those_that_were_packed(damaged, tmp_path):
+    folder = damaged / "bounding_box_train"
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    pattern = r"(?P<pid>\d+)_c(?P<cam>\d)"
+    sets = [
+        opened("folder", data_dir, pattern=pattern, skip_bad_images=True)
+        for data_dir in (folder, pack(tmp_path / "shards/0.tar", files).parent)
+    ]
+    assert records(sets[0].data.train) == records(sets[1].data.train)
+    assert sets[1].left_out == (tmp_path / "shards/0.tar" / DAMAGED,)
+    rows = np.arange(len(sets[0].data.train))
+    plain, packed = (torch.cat([*ImageStream(s.data.train.paths, (16, 8)).plain(rows, 8)]) for s in sets)
+    assert torch.equal(plain, packed)
 
 
 @pytest.mark.parametrize("folder", [None, "somewhere"])

@@ -29,7 +29,7 @@ def is_image(name: str) -> bool:
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
     """Everything in `folder` but litter, sorted by name."""
-    with _scanned(folder) as found:
+    with scanned(folder) as found:
         return sorted((e for e in found if not is_litter(e.name)), key=lambda e: e.name)
 
 
@@ -75,7 +75,7 @@ def _nested_names(
     if real in above:
         raise UserError(f"{folder} links back to a folder that contains it: remove the link")
     names = []
-    with _scanned(folder) as entries:
+    with scanned(folder) as entries:
         for entry in entries:
             if entry.is_dir():
                 if not is_litter(entry.name):
@@ -94,7 +94,8 @@ def _nested_names(
 
 
 @contextmanager
-def _scanned(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+def scanned(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """Everything in `folder`, in no order."""
     try:
         with os.scandir(folder) as entries:
             yield entries

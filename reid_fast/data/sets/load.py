@@ -11,6 +11,7 @@ from reid_fast.data.sets.folder import load_folder
 from reid_fast.data.sets.known import ANY_MARKET, KNOWN, SetSpec
 from reid_fast.data.sets.layouts import Layout
 from reid_fast.data.sets.records import ReidSet
+from reid_fast.data.sets.shards import is_shard, load_shards, shards_in
 from reid_fast.data.sets.table import load_table
 from reid_fast.errors import UserError
 
@@ -30,7 +31,7 @@ def load_set(
     Args:
         name: a public set, or `folder`.
         data_dir: the set's folder or one above it; what counts is its content, then its name. Of a `folder` set,
-            also a table, see `load_table`.
+            also a table, see `load_table`, or tar files, see `load_shards`.
         pattern: camera (and identity) expression of a `folder` set, see `load_folder`.
         progress: called with (images of a `folder` set found so far, None).
 
@@ -44,6 +45,8 @@ def load_set(
     if not data_dir.is_dir():
         raise UserError(f"the folder {data_dir} does not exist: point --data-dir at the data")
     if name == "folder":
+        if shards := shards_in(data_dir):
+            return load_shards(data_dir, shards, pattern, progress=progress)
         return load_folder(data_dir, pattern, progress=progress)
     if pattern is not None:
         raise UserError(f"--pattern is for --dataset folder; {name}'s own file names give its cameras")
@@ -53,8 +56,10 @@ def load_set(
 
 
 def _load_file(file: Path, pattern: str | None, progress: Callable[[int, None], None] | None) -> ReidSet:
+    if is_shard(file.name):
+        return load_shards(file, [file], pattern, progress=progress)
     if file.suffix.lower() not in (".csv", ".parquet"):
-        raise UserError(f"{file} is neither a folder nor a .csv or .parquet file: point --data-dir at one of them")
+        raise UserError(f"{file} is no folder and no .csv, .parquet or .tar file: point --data-dir at one of them")
     if pattern is not None:
         raise UserError(f"--pattern is for folders; {file} gives cameras and identities in its columns cam and pid")
     return load_table(file, progress=progress)

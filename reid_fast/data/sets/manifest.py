@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from reid_fast.data.cache import cache_folder
+from reid_fast.data.cache import file_about, keep
 from reid_fast.data.sets.in_threads import in_threads
 from reid_fast.data.sets.paths import Paths
 
@@ -22,8 +20,7 @@ Found: TypeAlias = Literal["whole", "decoded"]  # by `check_images`; by decoding
 Stamps: TypeAlias = npt.NDArray[np.uint64]
 
 _VERSION = 1  # raise it whenever a check or a stamp changes
-_FRESH = 2 * 10**9  # nanoseconds within which a file may change without another time
-_KEPT = 64  # manifests, of the trees used last
+FRESH = 2 * 10**9  # nanoseconds within which a file may change and keep its time
 _NEVER = bytes(8)  # the stamp of a file that is not to be remembered
 
 
@@ -41,9 +38,8 @@ class Manifest:
         Args:
             tree: the folder, or the file, that a set is read from; known by its real path.
         """
-        real = os.fsencode(os.path.realpath(tree))
         self._above = str((tree if tree.is_dir() else tree.parent) / "_")[:-1]
-        self._file = cache_folder() / "manifests" / f"{hashlib.blake2b(real, digest_size=16).hexdigest()}.npz"
+        self._file = file_about(tree, "npz")
         self._saved = _load(self._file)
         self._good = dict(self._saved)
 
@@ -54,7 +50,7 @@ class Manifest:
             paths: N images.
             progress: called with (files done, files in all).
         """
-        before = time.time_ns() - _FRESH
+        before = time.time_ns() - FRESH
         parts = in_threads(lambda some: _stamps(some, self._above, before), paths, progress)
         return np.frombuffer(b"".join(parts), "<u8").astype(np.uint64)
 
@@ -69,12 +65,10 @@ class Manifest:
     def save(self, stamps: Stamps) -> None:
         """Write what is known of files with these stamps, whole; what is known of others is forgotten."""
         good = {found: np.intersect1d(known, stamps) for found, known in self._good.items()}
-        with suppress(OSError):
-            if all(np.array_equal(good[found], self._saved[found]) for found in good):
-                os.utime(self._file)
-            else:
-                _write(self._file, good)
-                _prune(self._file.parent)
+        same = all(np.array_equal(good[found], self._saved[found]) for found in good)
+        version = np.array(_VERSION)
+        whole, decoded = good["whole"], good["decoded"]
+        keep(self._file, None if same else lambda file: np.savez(file, version=version, whole=whole, decoded=decoded))
 
 
 def _stamps(paths: Paths, above: str, before: int) -> bytes:
@@ -100,25 +94,3 @@ def _load(file: Path) -> dict[Found, Stamps]:
     except Exception:  # there are many ways for a file to be foreign, and one answer to all
         pass
     return {found: np.empty(0, np.uint64) for found in get_args(Found)}
-
-
-def _write(file: Path, good: dict[Found, Stamps]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, part = tempfile.mkstemp(dir=file.parent, prefix=".part-")
-    try:
-        with open(descriptor, "wb") as out:
-            np.savez(out, version=np.array(_VERSION), whole=good["whole"], decoded=good["decoded"])
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(part, file)
-    except BaseException:
-        os.unlink(part)
-        raise
-
-
-def _prune(folder: Path) -> None:
-    """Remove all but the files used last: manifests of trees that nobody reads now, and what a kill left behind."""
-    with os.scandir(folder) as entries:
-        by_age = sorted(entries, key=lambda entry: entry.stat().st_mtime_ns)
-    for entry in by_age[:-_KEPT]:
-        os.unlink(entry)

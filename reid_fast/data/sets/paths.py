@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import index, itemgetter
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from reid_fast.data.sets.places import Place
+from reid_fast.data.sets.places import Place, member, place_of
 
 _BLOCK = 1 << 16  # rows at once, where each becomes an object of Python's
+
+
+class Packed(NamedTuple):
+    """Where images lie inside tar files."""
+
+    shards: Mapping[str, str]  # the tar file by what stands before a base name; files lie in the other folders
+    spans: npt.NDArray[np.int64]  # [N, 2] offset and size, 0 of a file
 
 
 class Paths(Sequence[Path]):
     """N paths, immutable and in any order; each becomes a `Path` when it is asked for.
 
     The base names lie one behind the other in one buffer and every folder is stored once: a path takes its base name
-    and 4 to 8 bytes. Names that are not UTF-8 survive as `os.fsdecode` has them.
+    and 4 to 8 bytes (16 more inside a tar file). Names that are not UTF-8 survive as `os.fsdecode` has them.
     """
 
     def __init__(
-        self, folders: tuple[str, ...], folder: npt.NDArray[Any], names: bytes, bounds: npt.NDArray[Any]
+        self,
+        folders: tuple[str, ...],
+        folder: npt.NDArray[Any],
+        names: bytes,
+        bounds: npt.NDArray[Any],
+        packed: Packed | None = None,
     ) -> None:
         """
         Args:
@@ -34,19 +46,34 @@ class Paths(Sequence[Path]):
             folder: [N] into `folders`.
             names: the base names, one behind the other.
             bounds: [N + 1]: base name i is `names[bounds[i] : bounds[i + 1]]`.
+            packed: where images inside tar files lie, if any do.
         """
         self._folders, self._names = folders, names
         self._folder = folder.astype(np.min_scalar_type(len(folders)), copy=False)
         self._bounds = bounds.astype(np.min_scalar_type(len(names)), copy=False)
+        self._packed = packed
 
     @classmethod
     def of(cls, paths: Iterable[Path]) -> Paths:
         """These paths in this order; `Paths` as they are."""
         if isinstance(paths, Paths):
             return paths
-        split = (os.path.split(path) for path in paths)
-        runs = groupby(((os.path.join(folder, ""), name) for folder, name in split), itemgetter(0))
-        return cls.grouped((folder, [name for _, name in run]) for folder, run in runs)
+        shards: dict[str, str] = {}
+        spans = array("q")
+
+        def split() -> Iterator[tuple[str, str]]:
+            for path in paths:
+                folder, name = os.path.split(path)
+                file, offset, size = place_of(path)
+                folder = os.path.join(folder, "")
+                if size is not None:
+                    shards[folder] = file
+                spans.extend((offset, size or 0))
+                yield folder, name
+
+        runs = groupby(split(), itemgetter(0))
+        found = cls.grouped((folder, [name for _, name in run]) for folder, run in runs)
+        return found.packed_in(shards, spans) if shards else found
 
     @classmethod
     def grouped(cls, groups: Iterable[tuple[str, Sequence[str]]]) -> Paths:
@@ -63,6 +90,16 @@ class Paths(Sequence[Path]):
         number, count = np.array(runs).reshape(-1, 2).T
         return cls(tuple(folders), np.repeat(number, count), bytes(names), _bounds(np.array(lengths)))
 
+    def packed_in(self, shards: Mapping[str, str], spans: array[int]) -> Paths:
+        """The same images inside tar files.
+
+        Args:
+            shards: the tar file by what stands before a base name; files lie in the other folders.
+            spans: offset and size in the tar file, of one image after the other.
+        """
+        packed = Packed(shards, np.array(spans, dtype=np.int64).reshape(len(self), 2))
+        return Paths(self._folders, self._folder, self._names, self._bounds, packed)
+
     def __len__(self) -> int:
         return len(self._folder)
 
@@ -72,13 +109,18 @@ class Paths(Sequence[Path]):
     def __getitem__(self, at: slice) -> Paths: ...
     def __getitem__(self, at: int | slice) -> Path | Paths:
         if isinstance(at, slice):
-            return self.select(np.arange(len(self))[at])
+            rows = range(len(self))[at]
+            return self.select(np.arange(rows.start, rows.stop, rows.step))
         row = range(len(self))[index(at)]
-        name = self._names[self._bounds[row] : self._bounds[row + 1]]
-        return Path(self._folders[self._folder[row]] + _decoded(name))
+        folder = self._folders[self._folder[row]]
+        text = folder + _decoded(self._names[self._bounds[row] : self._bounds[row + 1]])
+        if self._packed is None or folder not in self._packed.shards:
+            return Path(text)
+        return member(text, Place(self._packed.shards[folder], *self._packed.spans[row].tolist()))
 
     def __iter__(self) -> Iterator[Path]:
-        return map(Path, self.texts())
+        for text, place in zip(self.texts(), self.places(), strict=True):
+            yield Path(text) if place.size is None else member(text, place)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Paths):
@@ -90,17 +132,21 @@ class Paths(Sequence[Path]):
         renumbered = np.array([folders.setdefault(folder, len(folders)) for folder in other._folders], dtype=np.int64)
         folder = np.concatenate([self._folder, renumbered[other._folder]])
         bounds = np.concatenate([self._bounds, other._bounds[1:].astype(np.int64) + len(self._names)])
-        return Paths(tuple(folders), folder, self._names + other._names, bounds)
+        packed = None
+        if self._packed or other._packed:
+            mine, theirs = (paths._packed or Packed({}, np.zeros((len(paths), 2), np.int64)) for paths in (self, other))
+            packed = Packed({**mine.shards, **theirs.shards}, np.concatenate([mine.spans, theirs.spans]))
+        return Paths(tuple(folders), folder, self._names + other._names, bounds, packed)
 
     @property
     def nbytes(self) -> int:
         """Bytes that the rows take."""
-        return len(self._names) + self._folder.nbytes + self._bounds.nbytes
+        spans = 0 if self._packed is None else self._packed.spans.nbytes
+        return len(self._names) + self._folder.nbytes + self._bounds.nbytes + spans
 
     def texts(self) -> Iterator[str]:
         """`str` of each path."""
-        folders = (number for block in _blocks(self._folder) for number in block.tolist())
-        return (self._folders[number] + name for number, name in zip(folders, self.names(), strict=True))
+        return (folder + name for folder, name in zip(self._each_folder(), self.names(), strict=True))
 
     def names(self) -> Iterator[str]:
         """The base name of each path."""
@@ -108,7 +154,13 @@ class Paths(Sequence[Path]):
 
     def places(self) -> Iterator[Place]:
         """Where the bytes of each image lie."""
-        return map(Place, self.texts())
+        if self._packed is None:
+            yield from map(Place, self.texts())
+            return
+        shards = self._packed.shards
+        spans = (span for block in _blocks(self._packed.spans) for span in block.tolist())
+        for folder, text, span in zip(self._each_folder(), self.texts(), spans, strict=True):
+            yield Place(shards[folder], *span) if folder in shards else Place(text)
 
     def select(self, rows: npt.NDArray[Any]) -> Paths:
         """The paths at these positions, in any order, or where an [N] mask is true."""
@@ -117,7 +169,9 @@ class Paths(Sequence[Path]):
             names = self._names[self._bounds[rows[0]] : self._bounds[rows[-1] + 1]]
         else:
             names = b"".join(b"".join(self._encoded_names(block)) for block in _blocks(rows))
-        return Paths(self._folders, self._folder[rows], names, _bounds(np.diff(self._bounds)[rows]))
+        packed = self._packed and self._packed._replace(spans=self._packed.spans[rows])
+        bounds = _bounds(self._bounds[rows + 1] - self._bounds[rows])
+        return Paths(self._folders, self._folder[rows], names, bounds, packed)
 
     def isin(self, others: Paths) -> npt.NDArray[np.bool_]:
         """[N] whether each path is among `others`; only folders that both have cost time."""
@@ -126,6 +180,9 @@ class Paths(Sequence[Path]):
         mask = self._lie_in(common)
         mask[mask] = [text in theirs for text in self.select(mask).texts()]
         return mask
+
+    def _each_folder(self) -> Iterator[str]:
+        return (self._folders[number] for block in _blocks(self._folder) for number in block.tolist())
 
     def _lie_in(self, folders: set[str]) -> npt.NDArray[np.bool_]:
         return np.array([folder in folders for folder in self._folders], dtype=bool)[self._folder]

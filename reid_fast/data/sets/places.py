@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,16 +14,32 @@ _HEAD = 4096  # bytes read at once from the start of an image
 
 
 class Place(NamedTuple):
-    """A file, or a part of one."""
+    """A file, or some bytes of one."""
 
     file: str
     offset: int = 0
-    size: int | None = None  # None: up to the file's end
+    size: int | None = None  # None: all
+
+
+class Member(PosixPath):
+    """The path of an image inside a tar file, shown as `shard.tar/key.jpg`."""
+
+    place: Place
+
+    def __reduce__(self) -> Any:
+        return member, (str(self), self.place)
+
+
+def member(text: str, place: Place) -> Member:
+    """The path of the image that lies there."""
+    path = Member(text)
+    path.place = place
+    return path
 
 
 def place_of(path: Path) -> Place:
     """Where the bytes of the image at `path` lie."""
-    return Place(str(path))
+    return getattr(path, "place", None) or Place(str(path))
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,6 +137,17 @@ def test_a_cache_that_cannot_be_written_is_done_without(tree, tmp_path, monkeypa
     assert known(tree, [path]) == [False]
 
 
+def test_a_user_without_a_home_has_no_cache(tree, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    path = old(tree / "0.jpg")
+    remember(tree, [path])
+    assert known(tree, [path]) == [False]
+
+
 def test_a_full_disk_leaves_the_old_manifest_and_nothing_else(tree, files, cache, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
@@ -157,7 +169,7 @@ def test_several_may_write_at_once(tree, files, cache):
 
 
 def test_manifests_of_trees_used_long_ago_are_removed(tree, files, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("reid_fast.data.sets.manifest._KEPT", 2)
+    monkeypatch.setattr("reid_fast.data.cache._KEPT", 2)
     old(cache / ".part-killed")
     for name in ("a", "b"):
         remember(tree, files)  # used, though nothing is new

@@ -72,7 +72,7 @@ def test_reading_reports_how_far_it_is(listed, tmp_path, monkeypatch):
     assert seen == [(2, None), (4, None)]
 
 
-@pytest.mark.parametrize(("name", "message"), [("list.txt", "neither a folder nor a"), ("no.csv", "does not exist")])
+@pytest.mark.parametrize(("name", "message"), [("list.txt", "is no folder and no"), ("no.csv", "does not exist")])
 def test_another_file_is_an_error(tmp_path, name, message):
     write(tmp_path / "list.txt")
     with pytest.raises(UserError, match=message):

@@ -1,0 +1,53 @@
+"""Cameras and identities by a regular expression on names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from reid_fast.data.sets.numbering import Numbering
+from reid_fast.data.sets.paths import Paths
+from reid_fast.data.sets.records import Int64
+from reid_fast.errors import UserError
+
+
+def compiled(pattern: str | None) -> re.Pattern[str] | None:
+    """The expression, once it is clear that it is one.
+
+    Raises:
+        UserError: it is none, or has neither a group `cam` nor a group `pid`.
+    """
+    if pattern is None:
+        return None
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--pattern {pattern!r} is not a regular expression: {error}") from None
+    if not {"cam", "pid"} & set(expression.groupindex):
+        raise UserError(f"--pattern {pattern!r} names no group: write (?P<cam>...) around the camera's part")
+    return expression
+
+
+def captured(pattern: re.Pattern[str] | None, paths: Paths, root: Path) -> dict[str, Int64]:
+    """[N] numbers of each of the groups `cam` and `pid`, in the sorted order of the texts that they find.
+
+    Args:
+        pattern: searched in the base name, or, if it contains a `/` itself, in what follows `root` in the path.
+        paths: N images below `root`.
+        root: a folder.
+
+    Raises:
+        UserError: an image that it does not match.
+    """
+    if pattern is None:
+        return {}
+    above = len(str(root / "_")) - 1
+    searched = (text[above:] for text in paths.texts()) if "/" in pattern.pattern else paths.names()
+    found = {group: Numbering() for group in {"cam", "pid"} & set(pattern.groupindex)}
+    for row, text in enumerate(searched):
+        match = pattern.search(text)
+        if match is None or None in match.group(*found, 0):
+            raise UserError(f"{paths[row]} does not match --pattern {pattern.pattern!r}: correct one or the other")
+        for group, numbering in found.items():
+            numbering.add(match[group])
+    return {group: numbering.numbers() for group, numbering in found.items()}
