@@ -56,19 +56,33 @@ class Manifest:
 
     def knows(self, found: Found, stamps: Stamps) -> npt.NDArray[np.bool_]:
         """[N] whether a file was found good and has not changed since."""
-        return np.isin(stamps, self._good[found])
+        return _rows(self._good[found], stamps) >= 0
 
     def learn(self, found: Found, stamps: Stamps) -> None:
         """Remember that these files are good."""
-        self._good[found] = np.union1d(self._good[found], stamps[stamps != 0])
+        new = stamps[~self.knows(found, stamps) & (stamps != 0)]
+        if len(new):
+            self._good[found] = np.union1d(self._good[found], new)
 
     def save(self, stamps: Stamps) -> None:
         """Write what is known of files with these stamps, whole; what is known of others is forgotten."""
-        good = {found: np.intersect1d(known, stamps) for found, known in self._good.items()}
+        good = {found: _present(known, stamps) for found, known in self._good.items()}
         same = all(np.array_equal(good[found], self._saved[found]) for found in good)
         version = np.array(_VERSION)
         whole, decoded = good["whole"], good["decoded"]
         keep(self._file, None if same else lambda file: np.savez(file, version=version, whole=whole, decoded=decoded))
+
+
+def _rows(known: Stamps, stamps: Stamps) -> npt.NDArray[np.int64]:
+    """[N] the row of `known`, which is sorted, where each stamp stands; -1 where it does not."""
+    rows = np.searchsorted(known, stamps)
+    return np.where((np.append(known, np.uint64(0))[rows] == stamps) & (stamps != 0), rows, -1)
+
+
+def _present(known: Stamps, stamps: Stamps) -> Stamps:
+    present = np.zeros(len(known) + 1, dtype=bool)
+    present[_rows(known, stamps)] = True
+    return known[present[:-1]]
 
 
 def _stamps(paths: Paths, above: str, before: int) -> bytes:
