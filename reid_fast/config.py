@@ -68,7 +68,7 @@ class DataSettings:
     dataset: Annotated[str, Short("-d")] = "synthetic"
     """a name from the list above; synthetic is drawn on first use, folder takes your own crops"""
     data_dir: Annotated[Path | None, MayChange] = None
-    """the data set's folder, or one that holds it"""
+    """the data set's folder, or one that holds it; of a folder set also a .csv, .parquet or .tar file"""
     pattern: str | None = None
     """folder only: a regular expression on file names with a group `cam` (and `pid`, where identities are known)"""
     skip_bad_images: Annotated[bool, MayChange] = False

@@ -34,7 +34,7 @@ class EvaluateConfig:
     dataset: Annotated[str, Short("-d")] = "synthetic"
     """a name from the list above"""
     data_dir: Path | None = None
-    """the data set's folder, or one that holds it"""
+    """the data set's folder, or one that holds it; of a folder set also a .csv, .parquet or .tar file"""
     pattern: str | None = None
     """folder only: a regular expression on file names with the groups `cam` and `pid`"""
     skip_bad_images: bool = False

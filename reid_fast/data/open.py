@@ -33,11 +33,12 @@ def open_set(
     threads: int = 2,
     console: Console,
 ) -> OpenedSet:
-    """Read a data set and check its files.
+    """Read a data set and check its files, but for those that an earlier run found good and that have not changed.
 
     Args:
         name: one of `reid_fast.data.sets.SIZES`.
-        data_dir: the set's folder or one above it; for "synthetic", where to keep it (None: the user's cache).
+        data_dir: the set's folder or one above it, see `load_set`; for "synthetic", where to keep it (None: the
+            user's cache).
         pattern: of a `folder` set: camera (and identity) expression, see `load_set`.
         skip_bad_images: decode every image once and leave out those that fail, instead of stopping at the first
             one whose file is visibly broken.
@@ -50,16 +51,14 @@ def open_set(
     if name not in SIZES:
         raise UserError(f"unknown data set {name!r}: choose one of {', '.join(SIZES)}")
     if name == "synthetic":
-        tree = _synthetic(data_dir, console)
-        data = market_style(name, tree)
+        data = market_style(name, _synthetic(data_dir, console))
     elif data_dir is None:
         raise UserError(f"--dataset {name} needs --data-dir, the folder that holds it")
     else:
-        tree = data_dir
         with console.progress("listing", "files") as report:
-            data = load_set(name, tree, pattern=pattern, progress=report)
+            data = load_set(name, data_dir, pattern=pattern, progress=report)
     paths = reduce(add, (split.paths for split in data.splits.values()))
-    manifest = Manifest(tree)
+    manifest = Manifest(data.root, name)
     with console.progress("looking for changes", "files") as report:
         stamps = manifest.stamps(paths, report)
     try:

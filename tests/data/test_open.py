@@ -144,6 +144,18 @@ def test_a_second_start_looks_at_what_is_new_or_changed(copy, looked_at):
     assert looked_at == [("check_images", count) for count in (54, 0, 2)]
 
 
+def test_sets_below_one_folder_do_not_forget_one_another(copy, tmp_path, looked_at):
+    shutil.copytree(copy, tmp_path / "personx")
+    for path in (tmp_path / "personx").rglob("*_c1s1_*"):
+        path.rename(path.with_name(path.name.replace("_c1s1_", "_c3_")))
+    for path in (tmp_path / "personx").rglob("*_c2s1_*"):
+        path.rename(path.with_name(path.name.replace("_c2s1_", "_c4_")))
+    age(tmp_path)
+    for name in ("market1501", "personx", "folder") * 2:
+        opened(name, tmp_path)
+    assert [count for _, count in looked_at] == [54, 54, 108, 0, 0, 0]
+
+
 def test_a_broken_file_is_looked_at_until_it_is_repaired(copy, looked_at):
     path = copy / "query/0007_c1s1_000000_00.jpg"
     content = path.read_bytes()

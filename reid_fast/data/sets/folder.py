@@ -35,4 +35,4 @@ def load_folder(
         raise UserError(f"{root} holds no images: point --data-dir at files ending in {' '.join(IMAGE_SUFFIXES)}")
     unknown = np.full(len(paths), -1, dtype=np.int64)
     known = {"pid": unknown, "cam": unknown, **captured(expression, paths, root)}
-    return ReidSet("folder", ImageSet(paths, known["pid"], known["cam"]), None, None, "folder of images")
+    return ReidSet("folder", ImageSet(paths, known["pid"], known["cam"]), None, None, "folder of images", root)

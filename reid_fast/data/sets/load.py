@@ -52,7 +52,7 @@ def load_set(
         raise UserError(f"--pattern is for --dataset folder; {name}'s own file names give its cameras")
     spec = KNOWN[name]
     root, layout = _locate(spec, data_dir)
-    return ReidSet(name, *layout.read(root), layout.title)
+    return ReidSet(name, *layout.read(root), layout.title, root)
 
 
 def _load_file(file: Path, pattern: str | None, progress: Callable[[int, None], None] | None) -> ReidSet:
@@ -78,7 +78,7 @@ def market_style(name: str, root: Path) -> ReidSet:
     """
     if not ANY_MARKET.matches(root):
         raise UserError(f"{root} is not a Market-style set: looked for {ANY_MARKET.sought()}; found {_content(root)}")
-    return ReidSet(name, *ANY_MARKET.read(root), ANY_MARKET.title)
+    return ReidSet(name, *ANY_MARKET.read(root), ANY_MARKET.title, root)
 
 
 def _locate(spec: SetSpec, data_dir: Path) -> tuple[Path, Layout]:

@@ -25,21 +25,22 @@ _NEVER = bytes(8)  # the stamp of a file that is not to be remembered
 
 
 class Manifest:
-    """What is known of the files of one tree.
+    """What is known of the files of one set.
 
-    A file is known by its stamp, 64 bits of a hash of its path below the tree, size and time of last change: another
+    A file is known by its stamp, 64 bits of a hash of its path below the root, size and time of last change: another
     content is noticed unless both size and time have stayed. Files changed within two seconds of being looked at are
     never remembered, for their time could stay. A manifest that is missing, damaged or foreign knows nothing, and one
     that cannot be written is not: then files are checked again.
     """
 
-    def __init__(self, tree: Path) -> None:
+    def __init__(self, root: Path, name: str) -> None:
         """
         Args:
-            tree: the folder, or the file, that a set is read from; known by its real path.
+            root: the folder, or the file, that holds or lists the set; known by its real path.
+            name: of the set, for one folder may be read as several.
         """
-        self._above = str((tree if tree.is_dir() else tree.parent) / "_")[:-1]
-        self._file = file_about(tree, "npz")
+        self._above = str((root if root.is_dir() else root.parent) / "_")[:-1]
+        self._file = file_about(root, f"{name}.npz")
         self._saved = _load(self._file)
         self._good = dict(self._saved)
 

@@ -79,6 +79,7 @@ class ReidSet:
         query: None when the set has no test part.
         gallery: pid 0 may be distractors; junk boxes (pid -1) are gone.
         layout: the folder layout that was detected, e.g. "Market-style".
+        root: the folder, or the file, that holds it or lists it.
     """
 
     name: str
@@ -86,6 +87,7 @@ class ReidSet:
     query: ImageSet | None
     gallery: ImageSet | None
     layout: str
+    root: Path
 
     @property
     def splits(self) -> dict[str, ImageSet]:

@@ -105,7 +105,7 @@ def load_shards(
     index.save()
     root = tree if tree.is_dir() else tree.parent
     known = {"pid": pids.numbers(), "cam": cams.numbers(), **captured(expression, paths, root)}
-    return ReidSet("folder", ImageSet(paths, known["pid"], known["cam"]), None, None, "tar files of images")
+    return ReidSet("folder", ImageSet(paths, known["pid"], known["cam"]), None, None, "tar files of images", tree)
 
 
 def _refuse_repeated(shard: Path, images: list[Packed]) -> None:

@@ -42,7 +42,8 @@ def load_table(file: Path, *, progress: Callable[[int, None], None] | None = Non
     order = np.array(sorted(range(len(texts)), key=texts.__getitem__))
     paths = Paths.of(Path(texts[row]) for row in order)
     _refuse_repeated(file, paths, lines, order)
-    return ReidSet("folder", ImageSet(paths, pids.numbers()[order], cams.numbers()[order]), None, None, "table")
+    train = ImageSet(paths, pids.numbers()[order], cams.numbers()[order])
+    return ReidSet("folder", train, None, None, "table", file)
 
 
 def _columns(

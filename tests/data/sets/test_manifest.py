@@ -25,12 +25,12 @@ def old(path, content=JPEG):
 
 def known(tree, paths):
     """Whether each file is known, in a run that learns nothing."""
-    manifest = Manifest(tree)
+    manifest = Manifest(tree, "folder")
     return manifest.knows("whole", manifest.stamps(Paths.of(paths), unreported)).tolist()
 
 
 def remember(tree, paths):
-    manifest = Manifest(tree)
+    manifest = Manifest(tree, "folder")
     stamps = manifest.stamps(Paths.of(paths), unreported)
     manifest.learn("whole", stamps)
     manifest.save(stamps)
@@ -61,8 +61,10 @@ def test_files_are_known_from_run_to_run(tree, files, tmp_path):
     assert known(tmp_path / "link", linked) == [True] * 6
 
 
-def test_nothing_is_known_of_another_tree(files, tmp_path):
+def test_nothing_is_known_of_another_tree_or_set(tree, files, tmp_path):
     assert known(tmp_path, files) == [False] * 6
+    other = Manifest(tree, "market1501")
+    assert not other.knows("whole", other.stamps(Paths.of(files), unreported)).any()
 
 
 def test_what_is_new_or_has_changed_is_not_known(tree, files):
