@@ -54,8 +54,8 @@ class Paths(Sequence[Path]):
         self._packed = packed
 
     @classmethod
-    def of(cls, paths: Iterable[Path]) -> Paths:
-        """These paths in this order; `Paths` as they are."""
+    def of(cls, paths: Iterable[Path | str]) -> Paths:
+        """These paths, as `str` has them, in this order; `Paths` as they are."""
         if isinstance(paths, Paths):
             return paths
         shards: dict[str, str] = {}

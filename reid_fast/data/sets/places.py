@@ -37,7 +37,7 @@ def member(text: str, place: Place) -> Member:
     return path
 
 
-def place_of(path: Path) -> Place:
+def place_of(path: Path | str) -> Place:
     """Where the bytes of the image at `path` lie."""
     return getattr(path, "place", None) or Place(str(path))
 

@@ -40,7 +40,7 @@ def load_table(file: Path, *, progress: Callable[[int, None], None] | None = Non
     if not texts:
         raise UserError(f"{file} lists no images: write one a line, behind a first line path,cam,pid")
     order = np.array(sorted(range(len(texts)), key=texts.__getitem__))
-    paths = Paths.of(Path(texts[row]) for row in order)
+    paths = Paths.of(texts[row] for row in order)
     _refuse_repeated(file, paths, lines, order)
     train = ImageSet(paths, pids.numbers()[order], cams.numbers()[order])
     return ReidSet("folder", train, None, None, "table", file)

@@ -1,5 +1,6 @@
 """Splits of images, parts of them, and the training set that a source comes first in."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,15 @@ def test_a_set_has_the_splits_that_it_has(tmp_path):
     assert alone.splits == {"train": alone.train}
 
 
+def test_a_set_survives_pickling(tmp_path):
+    data = load_set("market1501", write_splits(tmp_path))
+    again = pickle.loads(pickle.dumps(data))
+    assert {name: records(split) for name, split in again.splits.items()} == {
+        name: records(split) for name, split in data.splits.items()
+    }
+    assert (again.name, again.layout, again.root) == (data.name, data.layout, tmp_path)
+
+
 def test_images_are_left_out_of_every_split(tmp_path):
     data = load_set("market1501", write_splits(tmp_path))
     less = data.without([data.train.paths[1], data.gallery.paths[0]])
@@ -30,6 +40,12 @@ def test_images_are_left_out_of_every_split(tmp_path):
     assert records(less.query) == records(data.query)
     assert records(less.gallery) == records(data.gallery)[1:]
     assert (less.name, less.layout) == (data.name, data.layout)
+
+
+def test_shared_images_are_those_of_two_sets(tmp_path):
+    train = load_set("market1501", write_splits(tmp_path)).train
+    assert list(train.shared(train.select([2, 1]))) == list(train.paths[1:])
+    assert not train.shared(load_set("market1501", tmp_path).query)
 
 
 def image_set(prefix, pids, cams):
