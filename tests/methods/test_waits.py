@@ -13,6 +13,7 @@ from on_device import CPU, CUDA, Device, Event, on_device
 from reid_fast import clustering
 from reid_fast import train as driver
 from reid_fast.command_line import parse
+from reid_fast.data.images import held, store
 from reid_fast.data.images import open as opening
 from reid_fast.methods import method_names, settings_class
 from reid_fast.methods.cc import ClusterContrast
@@ -52,10 +53,12 @@ def the_device():
         with device.unwatched():
             return jaccard_graph(features.plain, *arguments, **options)
 
+    def decoded(*arguments, device, memory, **options):
+        pixels = decode(*arguments, device=CPU, **options)
+        return on_device(pixels) if memory == CUDA else pixels
+
     with pytest.MonkeyPatch.context() as patch, Device() as device:
-        patch.setattr(
-            opening, "decode", lambda *a, device, memory, **options: on_device(decode(*a, device=CPU, **options))
-        )
+        patch.setattr(opening, "decode", decoded)
         patch.setattr(driver, "find_neighbours", neighbours)
         patch.setattr(clustering, "jaccard_graph", graph)
         patch.setattr(driver, "pick_device", lambda name, local_rank: CUDA)
@@ -112,6 +115,32 @@ def test_a_step_waits_for_nothing_and_copies_nothing(epoch):
     assert (
         first <= 3 + 5 * len(epoch.run.method.views) + 1
     )  # index, classes, cameras; parameters by view; ICE's shuffles
+
+
+def test_images_that_the_host_holds_train_alike_and_their_copies_are_queued(flags, monkeypatch):
+    ends = []
+    for room, tier in ((2**40, "device"), (0, "host")):
+        monkeypatch.setattr(held, "free_bytes", lambda device, room=room: room)
+        monkeypatch.setattr(store, "pinned", pinned)
+        with the_device() as device:
+            run = labelled(flags("cc", "cuda"))
+            assert run.loader.held.tier == tier
+            device.events.clear()
+            driver.train_epoch(run)
+            copies = Counter(event.function for event in device.events if not event.waits)
+            assert copies["_brought"] == (STEPS if tier == "host" else 0)
+            assert {event.function for event in device.waits} == {"read_losses"}
+        ends.append((run.at.loss, run.method.state_dict()))
+    (loss, state), (other_loss, other_state) = ends
+    assert loss == other_loss
+    assert all(torch.equal(tensor.plain, other_state[name].plain) for name, tensor in state.items())
+
+
+def pinned(*shape):
+    """Memory of the host that the device takes for pinned."""
+    pixels = torch.empty(shape, dtype=torch.uint8)
+    pixels.pinned = True
+    return pixels
 
 
 def test_what_the_device_computes_is_what_the_cpu_computes(epoch, flags, monkeypatch):

@@ -39,6 +39,7 @@ from reid_fast.errors import UserError
 
 _MARK = b"reid-fast images"
 _SAMPLE = 64  # images that are compared with their checksums before a file is taken
+_REPORTED = 4096  # files between two reports of progress
 _PATIENCE = 0.2  # seconds between looks at what another process makes
 
 
@@ -119,7 +120,7 @@ def open_store_file(
         OSError: the folder is not there, cannot be written or has no room; nothing is left in it.
         UserError: an image cannot be read or decoded; it is named.
     """
-    file = _File.of(folder, paths, size, device)
+    file = _File.of(folder, paths, size, device, console)
     waiting = False
     while (store := file.read(paths, device)) is None:
         with file.locked() as part:
@@ -156,14 +157,19 @@ class _File:
     size: tuple[int, int]
 
     @classmethod
-    def of(cls, folder: Path, paths: Sequence[Path], size: tuple[int, int], device: torch.device) -> _File:
+    def of(
+        cls, folder: Path, paths: Sequence[Path], size: tuple[int, int], device: torch.device, console: Console
+    ) -> _File:
         """Of these images as they are now; CPU and GPU decode to different bits."""
         from reid_fast.data.images.dali import DECODING
 
         here, names, states = os.getcwd(), sha256(f"{size} {device.type}".encode()), array("q")
-        for path in paths:
-            names.update(os.fsencode(os.path.join(here, path)) + b"\0")
-            states.extend(_state(os.fspath(path)))
+        with console.progress("looking for changes", "files") as report:
+            for i, path in enumerate(paths):
+                names.update(os.fsencode(os.path.join(here, path)) + b"\0")
+                states.extend(_state(os.fspath(path)))
+                if i % _REPORTED == 0:
+                    report(i, len(paths))
         fingerprint = sha256(names.digest() + DECODING.encode() + states.tobytes()).digest()
         stem = f"reid-fast-{size[0]}x{size[1]}-{names.hexdigest()[:16]}-"
         return cls(folder, stem, fingerprint, len(paths), size)

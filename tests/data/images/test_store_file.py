@@ -331,7 +331,7 @@ def test_a_relative_path_is_the_same_file(folder, paths, expected, decoded, monk
 
 
 def test_cpu_and_cuda_which_decode_to_other_bits_have_files_of_their_own(folder, paths):
-    files = [store_file._File.of(folder, paths, SIZE, torch.device(kind)) for kind in ("cpu", "cuda")]
+    files = [store_file._File.of(folder, paths, SIZE, torch.device(kind), Console()) for kind in ("cpu", "cuda")]
     assert files[0].stem != files[1].stem
     assert files[0].fingerprint != files[1].fingerprint
 
