@@ -5,7 +5,7 @@ One file holds one list of images in one size. The processes of a machine share 
     16 bytes     a mark
     32 bytes     fingerprint: SHA-256 of the files' names, sizes and times, the images' size and what decodes them
     32 bytes     SHA-256 of what comes next
-    4·N bytes    CRC-32 of each image, begun with its place
+    4·N bytes    CRC-32 of each image
     ...          zeros, up to a whole page
     N·H·W·3      pixels
 
@@ -91,7 +91,7 @@ class StoreFile(ImageStore):
     def intact(self, indices: np.ndarray) -> bool:
         """Whether these images are those that were written."""
         for i in np.unique(indices[self._unknown[indices]]).tolist():
-            if _checksum(self._images[i], i) != self._sums[i]:
+            if zlib.crc32(self._images[i].data) != self._sums[i]:
                 return False
             self._unknown[i] = False
         return True
@@ -232,13 +232,13 @@ class _File:
 
     def write(self, part: BinaryIO, images: Iterable[tuple[slice, Tensor]]) -> None:
         """Make the file of what `decoded` yields, and give it its name."""
-        os.ftruncate(part.fileno(), 0)  # what a killed process has left
+        os.ftruncate(part.fileno(), 0)  # something may have been left in it
         os.posix_fallocate(part.fileno(), 0, self.length)  # a full disk is known before anything is decoded
         sums = np.empty(self.images, np.uint32)
         part.seek(self.start)
         for rows, pixels in images:
             values = np.ascontiguousarray(pixels.cpu().numpy())
-            sums[rows] = [_checksum(image, i) for i, image in enumerate(values, rows.start)]
+            sums[rows] = [zlib.crc32(image.data) for image in values]
             part.write(values.data)
         part.seek(0)
         part.write(self._head(sums) + sums.tobytes())
@@ -268,10 +268,6 @@ def _state(path: str) -> tuple[int, int]:
     except OSError:
         return -1, -1
     return found.st_size, found.st_mtime_ns
-
-
-def _checksum(image: np.ndarray, place: int) -> int:
-    return zlib.crc32(image.data, place)
 
 
 def _is_called(file: BinaryIO, path: Path) -> bool:

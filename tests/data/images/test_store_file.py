@@ -385,6 +385,30 @@ def test_other_builders_wait_and_take_what_the_first_has_made(folder, paths, exp
     assert only(folder).suffix == ".store"
 
 
+def test_what_another_process_has_made_just_before_the_lock_is_taken(folder, paths, expected, decoded, monkeypatch):
+    locked = store_file._File.locked
+
+    def late(self):
+        monkeypatch.setattr(store_file._File, "locked", locked)
+        opened(folder, paths)
+        decoded.clear()
+        return locked(self)
+
+    monkeypatch.setattr(store_file._File, "locked", late)
+    assert torch.equal(served(opened(folder, paths)), expected)
+    assert not decoded
+    assert only(folder).suffix == ".store"
+
+
+def test_anything_under_the_unfinished_files_name_is_written_over(folder, paths, expected):
+    opened(folder, paths)
+    path = only(folder)
+    path.rename(path.with_suffix(".part"))
+    longer(path.with_suffix(".part"))
+    assert torch.equal(served(opened(folder, paths)), expected)
+    assert only(folder) == path
+
+
 def test_a_builder_that_is_killed_leaves_nothing_that_is_served_and_blocks_nobody(folder, paths, expected):
     command = [sys.executable, "-c", BUILDER, str(folder), str(paths[0].parent), "die"]
     assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == -signal.SIGKILL
