@@ -10,6 +10,8 @@ from scipy import sparse
 from reid_fast.clustering.cupy_graph import on_host
 from reid_fast.errors import UserError
 
+_ROWS = 1 << 16  # of the graph that are weighed at once
+
 
 def outliers_apart(labels: np.ndarray) -> np.ndarray:
     """Each outlier (-1) a class of its own, numbered after the clusters in index order."""
@@ -32,8 +34,9 @@ def compared_eps(eps: float, gap: float) -> tuple[float, float, float]:
 
 def shared_counts(labels: np.ndarray, other: np.ndarray) -> np.ndarray:
     """|A ∩ T| per image: how many images share both its classes. Labels [N], each ≥ 0."""
-    _, pair, counts = np.unique(np.stack([labels, other]), axis=1, return_inverse=True, return_counts=True)
-    return counts[pair.reshape(-1)]
+    pairs = labels * (other.max(initial=0) + 1) + other
+    _, pair, counts = np.unique(pairs, return_inverse=True, return_counts=True)
+    return counts[pair]
 
 
 def disagreement(labels: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -96,17 +99,10 @@ def refine(
     if norm not in ("reference", "mean"):
         raise ValueError(f"norm must be reference or mean, not {norm!r}")
     labels, tight = outliers_apart(labels), outliers_apart(tight)
-    graph = on_host(graph)
-    row = np.repeat(np.arange(len(labels)), np.diff(graph.indptr))
-    same = labels[row] == labels[graph.indices]
-    split = same ^ (tight[row] == tight[graph.indices])
-
     size = np.bincount(labels)[labels]
-    intra = np.bincount(labels, _distance_sum(row, graph.data, same, size))
-    cluster_distance = intra / np.maximum(np.bincount(labels), 1) ** 2
-
     crossing = size + np.bincount(tight)[tight] - 2 * shared_counts(labels, tight)
-    cross = _distance_sum(row, graph.data, split, crossing)
+    together, cross = _distance_sums(on_host(graph), labels, tight, size, crossing)
+    cluster_distance = np.bincount(labels, together) / np.maximum(np.bincount(labels), 1) ** 2
     tight_distance: np.ndarray
     if norm == "reference":
         tight_distance = np.bincount(tight, cross / np.maximum(crossing, 1) ** 2)
@@ -128,7 +124,20 @@ def _class_minimum(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return minimum
 
 
-def _distance_sum(row: np.ndarray, distance: np.ndarray, chosen: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Per image, the distances of its `pairs` chosen pairs; those the graph lacks count 1."""
-    stored = np.bincount(row[chosen], minlength=len(pairs))
-    return np.bincount(row[chosen], distance[chosen], minlength=len(pairs)) + pairs - stored
+def _distance_sums(
+    graph: sparse.csr_matrix, labels: np.ndarray, tight: np.ndarray, size: np.ndarray, crossing: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per image the distances of its `size` pairs of one label, and of its `crossing` pairs of which labels and tight
+    labels say different things; pairs that the graph lacks count 1. A block of rows at a time.
+    """
+    sums = size.astype(np.float64), crossing.astype(np.float64)
+    for top in range(0, len(labels), _ROWS):
+        block, start = slice(top, top + _ROWS), graph.indptr[top : top + _ROWS + 1]
+        row, entries = np.repeat(np.arange(len(start) - 1), np.diff(start)), slice(start[0], start[-1])
+        distance, column = graph.data[entries], graph.indices[entries]
+        same = labels[block][row] == labels[column]
+        split = same ^ (tight[block][row] == tight[column])
+        for total, chosen in zip(sums, (same, split), strict=True):
+            near = np.bincount(row[chosen], distance[chosen], minlength=len(start) - 1)
+            total[block] = near + total[block] - np.bincount(row[chosen], minlength=len(start) - 1)
+    return sums

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,9 @@ from torch import Tensor
 from reid_fast import ops
 from reid_fast.device import to_device
 from reid_fast.memories.buffers import VaryingBuffers, label_means
+
+_BITS = 32  # of a cluster's number beside its camera's
+Pair = TypeVar("Pair", np.ndarray, Tensor)
 
 
 class CameraProxies(VaryingBuffers):
@@ -20,11 +25,11 @@ class CameraProxies(VaryingBuffers):
         self.rows: Tensor
         self.labels: Tensor
         self.spans: Tensor
-        self.row_of: Tensor
+        self.pairs: Tensor
         self.register_buffer("rows", torch.empty(0, width))  # [C, D], by camera, then by cluster
         self.register_buffer("labels", torch.empty(0, dtype=torch.int64))  # [C], the cluster of each row
         self.register_buffer("spans", torch.empty(0, 2, dtype=torch.int64))  # [cameras, 2], a camera's rows
-        self.register_buffer("row_of", torch.empty(0, 0, dtype=torch.int64))  # [cameras, clusters], -1: none
+        self.register_buffer("pairs", torch.empty(0, dtype=torch.int64))  # [C], camera and cluster as one, ascending
 
     def fill(self, features: Tensor, labels: np.ndarray, cams: np.ndarray) -> None:
         """Rebuild: the normalised mean of the features of each cluster in each camera.
@@ -35,14 +40,18 @@ class CameraProxies(VaryingBuffers):
             cams: [N] int64 cameras, all known.
         """
         pairs, proxies = number_proxies(labels, cams)
-        row_of = np.full((cams.max() + 1, labels.max() + 1), -1)
-        row_of[pairs[:, 0], pairs[:, 1]] = np.arange(len(pairs))
-        camera = np.arange(len(row_of))
+        camera = np.arange(cams.max() + 1)
         spans = np.stack([np.searchsorted(pairs[:, 0], camera, side) for side in ("left", "right")], axis=1)
         self.rows = F.normalize(label_means(features, proxies))
-        self.labels, self.spans, self.row_of = (
-            to_device(array, features.device) for array in (pairs[:, 1].copy(), spans, row_of)
+        self.labels, self.spans, self.pairs = (
+            to_device(array, features.device) for array in (pairs[:, 1].copy(), spans, _as_one(*pairs.T))
         )
+
+    def rows_of(self, cams: Tensor, labels: Tensor) -> Tensor:
+        """[B] the rows of clusters in cameras, both [B] int64; -1 where a cluster was not seen."""
+        pair = _as_one(cams, labels)
+        row = torch.searchsorted(self.pairs, pair).clamp(max=len(self.pairs) - 1)
+        return torch.where(self.pairs[row] == pair, row, -1)
 
     def step(
         self,
@@ -72,7 +81,7 @@ class CameraProxies(VaryingBuffers):
         Returns:
             The losses that were asked for, "intra" and "inter"; their gradients are those of the rows before.
         """
-        row, weights, losses = self.row_of[cams, labels], ops.camera_weights(cams), {}
+        row, weights, losses = self.rows_of(cams, labels), ops.camera_weights(cams), {}
         if intra:
             losses["intra"] = ops.cluster_nce(x, self.rows, row, temperature, spans=self.spans[cams], weights=weights)
         if inter:
@@ -95,7 +104,12 @@ def number_proxies(labels: np.ndarray, cams: np.ndarray) -> tuple[np.ndarray, np
         The pairs (camera, cluster) [C, 2], and the number of each image's pair [N], -1 where it has no cluster.
     """
     kept = labels >= 0
-    pairs, number = np.unique(np.stack([cams[kept], labels[kept]], axis=1), axis=0, return_inverse=True)
+    pairs, number = np.unique(_as_one(cams[kept], labels[kept]), return_inverse=True)
     proxies = np.full(len(labels), -1)
-    proxies[kept] = number.reshape(-1)
-    return pairs, proxies
+    proxies[kept] = number
+    return np.stack([pairs >> _BITS, pairs & (1 << _BITS) - 1], axis=1), proxies
+
+
+def _as_one(cams: Pair, labels: Pair) -> Pair:
+    """Pairs of camera and cluster as numbers in the same order."""
+    return (cams << _BITS) + labels

@@ -27,7 +27,7 @@ from reid_fast.methods.base import PrototypeContrast
 from reid_fast.methods.settings import CommunitySettings, PrototypeSettings
 
 MOST_MEMBERS = 256  # of a cluster that attend to each other
-_ROWS = 8192  # images whose scores are held at once while the attention is trained
+_ROWS, _SCORES = 8192, 1 << 26  # the most images, and scores of theirs, held at once while the attention is trained
 _STREAM = 0x52434C00  # keeps these draws apart from every other use of the run's seed
 
 
@@ -173,8 +173,9 @@ def backward_csa(attention: Aggregation, x: Tensor, offsets: Tensor, temperature
     v = weights / len(prototypes) if weighted else torch.full_like(weights, 1 / len(x))
     leaf_v, leaf_c = v.detach().requires_grad_(), prototypes.detach().requires_grad_()
     total = x.new_zeros(())
-    for start in range(0, len(x), _ROWS):
-        rows = slice(start, start + _ROWS)
+    step = max(1, min(_ROWS, _SCORES // len(prototypes)))
+    for start in range(0, len(x), step):
+        rows = slice(start, start + step)
         scores = x[rows] @ leaf_c.T / temperature
         loss = (leaf_v[rows] * F.cross_entropy(scores, labels[rows], reduction="none")).sum()
         loss.backward()

@@ -84,6 +84,11 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def rows_at_once(classes: int) -> int:
+    """Of how many rows the CPU holds the logits against so many classes at once."""
+    return max(1, _LOGITS // max(1, classes))
+
+
 def contrast_in_slices(
     of_rows: Callable[[Tensor, slice | Tensor], tuple[Tensor, Tensor]],
     x: Tensor,
@@ -109,7 +114,7 @@ def contrast_in_slices(
     taking = (labels != -1).nonzero()[:, 0]  # part
     weights = unit.new_full((len(x),), 1 / max(1, len(taking))) if weights is None else weights.to(unit.dtype)
     loss, gradient = unit.new_zeros(()), torch.zeros_like(unit if needs_grad else unit[:0, 0])
-    step = max(1, _LOGITS // max(1, len(memory)))
+    step = rows_at_once(len(memory))
     for start in range(0, len(taking), step):
         rows = slice(start, start + step) if len(taking) == len(x) else taking[start : start + step]
         losses, by_logits = of_rows((unit[rows] @ memory.T).div_(temperature), rows)

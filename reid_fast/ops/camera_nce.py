@@ -97,20 +97,29 @@ def _cpu(
 ) -> tuple[Tensor, Tensor]:
     unit, norm = _numerics.normalized(x, normalize)
     memory = memory.to(unit.dtype)
-    similarity = unit @ memory.T
+    weights = unit.new_full((len(x),), 1 / max(1, len(x))) if weights is None else weights.to(unit.dtype)
+    loss, gradient = unit.new_zeros(()), torch.zeros_like(unit if needs_grad else unit[:0, 0])
+    step = _numerics.rows_at_once(len(memory))
+    for rows in (slice(start, start + step) for start in range(0, len(x), step)):
+        losses, by_similarity = _contrast(unit[rows] @ memory.T, memory_labels, labels[rows], temperature, negatives)
+        loss += losses @ weights[rows]
+        if needs_grad:
+            # All but the chosen are zero: the product gathers some fifty rows of the memory a feature.
+            by_product = by_similarity.mul_(weights[rows, None]).to_sparse()
+            gradient[rows] = _numerics.pull_back(by_product, memory, unit[rows], None if norm is None else norm[rows])
+    return loss, gradient
+
+
+def _contrast(
+    similarity: Tensor, memory_labels: Tensor, labels: Tensor, temperature: float, negatives: int
+) -> tuple[Tensor, Tensor]:
+    """ℓ [n], and its gradient by the similarities [n, C], which are overwritten."""
     positive = labels[:, None] == memory_labels
     chosen = positive | _hardest(similarity, positive, negatives)
     log_p = similarity.div_(temperature).masked_fill_(~chosen, -torch.inf).log_softmax(1)
-    q = F.normalize(positive.to(unit.dtype), p=1)
+    q = F.normalize(positive.to(log_p.dtype), p=1)
     losses = -(q * log_p.masked_fill(~positive, 0)).sum(1)
-    weights = unit.new_full((len(x),), 1 / max(1, len(x))) if weights is None else weights.to(unit.dtype)
-    loss = losses @ weights
-    if not needs_grad:
-        return loss, loss.new_empty(0)
-    pulled = weights / temperature * positive.any(1)
-    by_score = log_p.exp_().sub_(q).mul_(pulled[:, None])
-    # All but the chosen are zero: the product gathers some fifty rows of the memory a feature.
-    return loss, _numerics.pull_back(by_score.to_sparse(), memory, unit, norm)
+    return losses, log_p.exp_().sub_(q).mul_(positive.any(1)[:, None] / temperature)
 
 
 _op = register_loss(

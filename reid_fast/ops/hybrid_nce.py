@@ -16,6 +16,7 @@ from reid_fast.ops import _numerics
 from reid_fast.ops._registration import fake_nothing, needs_grad, register, register_loss
 from reid_fast.ops.memory_update import memory_update_ref
 
+_SORTED = 1 << 26  # values of the memory that `class_means` sorts at once
 EPSILON = 1e-6  # the published loss adds it to the softmax's denominator and inside its logarithm
 
 
@@ -36,8 +37,13 @@ def class_means(memory: Tensor, memory_labels: Tensor, classes: int | None = Non
     """
     counts = torch.bincount(memory_labels + 1, minlength=1 + (classes or 0))
     order = memory_labels.argsort(stable=True)
-    sums = torch.segment_reduce(_numerics.widen(memory)[order], "sum", lengths=counts, axis=0, initial=0, unsafe=True)
-    return ClassMeans(sums[1:] / counts[1:].clamp(min=1)[:, None], counts[1:])
+    means = memory.new_empty(len(counts) - 1, memory.shape[1], dtype=_numerics.widen(memory[:0]).dtype)
+    step = max(1, _SORTED // max(1, len(memory)))  # sorted rows would take what the memory takes
+    for columns, out in zip(memory.split(step, dim=1), means.split(step, dim=1), strict=True):
+        rows = _numerics.widen(columns[order])
+        sums = torch.segment_reduce(rows, "sum", lengths=counts, axis=0, initial=0, unsafe=True)
+        torch.div(sums[1:], counts[1:].clamp(min=1)[:, None], out=out)
+    return ClassMeans(means, counts[1:])
 
 
 def labels_of(memory_labels: Tensor, index: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from scipy import sparse
 
 import reid_fast
 from reid_fast.clustering.jaccard import BELOW_ONE
+from reid_fast.labels import agree
 from reid_fast.labels.agree import disagreement, outliers_apart, refine, self_paced
 
 
@@ -31,7 +32,9 @@ def test_self_paced_relabelling(clustered):
     assert self_paced(labels, tight, loose, threshold)[0].tolist() == after.tolist()
 
 
-def test_refinement(clustered):
+@pytest.mark.parametrize("rows", [7, agree._ROWS])
+def test_refinement(clustered, rows, monkeypatch):
+    monkeypatch.setattr(agree, "_ROWS", rows)
     graph, labels, tight, _ = clustered
     before = outliers_apart(labels)
     assert np.flatnonzero(refine(labels, tight, graph) != before).tolist() == [24, 25, 26, 28, 29]

@@ -103,7 +103,7 @@ def test_a_proxy_step_gives_the_losses_that_are_asked_for_and_then_updates(intra
         expected = inter * ops.camera_nce(x, before, memory.labels, labels, 0.07, 2, weights=weights)
         assert torch.equal(losses["inter"], expected)
     moved = (memory.rows != before).any(1).nonzero()[:, 0].tolist()
-    touched = sorted(set(memory.row_of[cams, labels].tolist()))
+    touched = sorted(set(memory.rows_of(cams, labels).tolist()))
     assert moved == ([] if momentum is None else touched)
 
 

@@ -62,7 +62,7 @@ def test_a_camera_that_no_cluster_has_seen():
     method = new_method("cap", cams=[0, 0, 3, 3, 1])
     method.fill_memory(unit_phi(5, 0.5), np.array([0, 0, 0, 0, -1]))
     assert method.proxies.labels.tolist() == [0, 0]
-    assert method.proxies.row_of[:, 0].tolist() == [0, -1, -1, 1]
+    assert method.proxies.rows_of(torch.arange(4), torch.zeros(4, dtype=torch.int64)).tolist() == [0, -1, -1, 1]
 
 
 def test_batches_hold_whole_proxies():

@@ -8,7 +8,7 @@ from inputs import near, phi, unit_phi
 from torch.library import opcheck
 
 from reid_fast.kernels import camera_nce as kernel
-from reid_fast.ops import camera_nce, camera_weights, cluster_nce, memory_update
+from reid_fast.ops import _numerics, camera_nce, camera_weights, cluster_nce, memory_update
 from reid_fast.ops.camera_nce import _op, camera_nce_ref
 
 SHAPES = [(1, 1, 1, 1), (5, 23, 7, 9), (17, 53, 20, 33), (2, 61, 2, 130)]  # B, C, identities, D
@@ -40,9 +40,11 @@ def problem(B, C, identities, D, dtype=torch.float32):
     )
 
 
+@pytest.mark.parametrize("held", [_numerics._LOGITS, 100])
 @pytest.mark.parametrize(("negatives", "normalize"), [(3, True), (20, False)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_matches_the_literal_loss(shape, negatives, normalize, device):
+def test_matches_the_literal_loss(shape, negatives, normalize, held, device, monkeypatch):
+    monkeypatch.setattr(_numerics, "_LOGITS", held)
     case = (*problem(*shape, torch.float64), 0.3, negatives)
     more = {"weights": torch.rand(shape[0], dtype=torch.float64), "normalize": normalize}
     expected, gradient = with_gradient(literal, *case, **more)

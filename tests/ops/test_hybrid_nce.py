@@ -1,5 +1,7 @@
 """hybrid_nce and hybrid_update against the published form over all rows, and the published golden values."""
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,6 +79,15 @@ def test_means_drift_less_than_rounding_matters():
         hybrid_update(memory, labels, classes, F.normalize(torch.randn(64, 32)), torch.randint(500, (64,)), 0.2)
     exact = class_means(memory.double(), labels).means.float()
     torch.testing.assert_close(classes.means, exact, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("values", [1, 500 * 5])
+def test_means_are_the_same_bits_however_many_columns_are_sorted_at_once(values, monkeypatch):
+    _, memory, labels, _ = problem(1, 500, 60, 32)
+    whole = class_means(memory, labels)
+    monkeypatch.setattr(importlib.import_module("reid_fast.ops.hybrid_nce"), "_SORTED", values)
+    assert torch.equal(class_means(memory, labels).means, whole.means)
+    assert torch.equal(whole.counts, torch.bincount(labels[labels >= 0], minlength=len(whole.counts)))
 
 
 def test_golden_spcl():

@@ -85,11 +85,14 @@ def epoch_plan(
     plan = np.empty((iters, batch_size), dtype=np.int64)
     filled = 0
     while filled < iters:
-        groups = [
-            rule(members[label], cams[members[label]] if use_cams else None, num_instances, rng)
-            for label in rng.permutation(len(members))
-        ]
-        order = np.concatenate(groups) if groups else np.empty(0, dtype=np.int64)
+        missing = (iters - filled) * batch_size
+        groups = [np.empty(0, dtype=np.int64)]
+        for label in rng.permutation(len(members)):
+            groups.append(rule(members[label], cams[members[label]] if use_cams else None, num_instances, rng))
+            missing -= len(groups[-1])
+            if missing <= 0:  # the rest of the last pass would not be looked at
+                break
+        order = np.concatenate(groups)
         batches = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)[: iters - filled]
         if len(batches) == 0:
             raise UserError(

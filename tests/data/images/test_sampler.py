@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reid_fast.data.images.sampler import class_uniform, epoch_plan, more_cameras
+from reid_fast.data.images.sampler import class_uniform, epoch_plan, more_cameras, other_cameras
 from reid_fast.errors import UserError
 
 
@@ -101,6 +101,20 @@ def test_the_incomplete_batch_of_each_pass_is_dropped():
     passes = labels[plan].reshape(20, 6, 4)[:, :, 0]
     assert all(len(set(p)) == 6 for p in passes.tolist())
     assert set(passes.ravel().tolist()) == set(range(8))
+
+
+@pytest.mark.parametrize("rule", [other_cameras, more_cameras, class_uniform])
+def test_the_steps_of_a_short_epoch_are_the_first_of_a_long_one_and_no_more_is_drawn(rule):
+    labels, cams = np.arange(4000) % 1000, np.arange(4000) // 4 % 3
+    calls = []
+
+    def counted(own, *arguments):
+        calls.append(own)
+        return rule(own, *arguments)
+
+    short = plan_of(labels, cams, iters=7, rule=counted)
+    assert len(calls) == 7 * 8 / 4
+    assert (short == plan_of(labels, cams, iters=600, rule=rule)[:7]).all()
 
 
 def test_further_images_come_from_other_cameras_than_the_anchors():
