@@ -7,10 +7,11 @@ import json
 import os
 import platform
 import re
+import resource
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,22 +48,56 @@ def card() -> tuple[str, Card]:
     return next(((key, value) for key, value in CARDS.items() if key in name), ("H200", CARDS["H200"]))
 
 
-def timed(work: Callable[[], Any], runs: int) -> tuple[Any, Row]:
-    """The last result of `runs` calls, and the median, spread and number of their seconds.
+class Lap(NamedTuple):
+    """What one call took."""
 
-    `processor` is the median of the processor seconds over all cores: what a neighbour on the machine cannot stretch.
-    """
-    seconds, processor = [], []
+    seconds: float
+    processor: float  # seconds over all cores, its ended children's too: what a neighbour on the machine cannot stretch
+
+    def __truediv__(self, parts: int) -> Lap:
+        return Lap(self.seconds / parts, self.processor / parts)
+
+
+def lap(work: Callable[[], Any]) -> tuple[Any, Lap]:
+    """The result of a call and what it took."""
+    start, used = time.perf_counter(), _processor_seconds()
+    result = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, Lap(time.perf_counter() - start, _processor_seconds() - used)
+
+
+def _processor_seconds() -> float:
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def summed_up(laps: Sequence[Lap]) -> Row:
+    """The median, spread and number of laps."""
+    seconds, processor = zip(*laps, strict=True)
+    numbers = {"seconds": statistics.median(seconds), "processor": statistics.median(processor)}
+    numbers |= {"min": min(seconds), "max": max(seconds)}
+    return {name: significant(value) for name, value in numbers.items()} | {"n": len(laps)}
+
+
+def significant(value: float) -> float:
+    """A number of seconds to the tenth of a millisecond, or to four digits where it is shorter."""
+    return float(f"{value:.4g}") if abs(value) < 1 else round(value, 4)
+
+
+def timed(work: Callable[[], Any], runs: int) -> tuple[Any, Row]:
+    """The last result of `runs` calls, and the median, spread and number of what they took."""
+    laps = []
     for _ in range(runs):
-        start, used = time.perf_counter(), time.process_time()
-        result = work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-        processor.append(time.process_time() - used)
-    spread = {"min": round(min(seconds), 4), "max": round(max(seconds), 4), "n": runs}
-    median = {"seconds": statistics.median(seconds), "processor": statistics.median(processor)}
-    return result, {name: round(value, 4) for name, value in median.items()} | spread
+        result, taken = lap(work)
+        laps.append(taken)
+    return result, summed_up(laps)
+
+
+def interleaved(sides: Sequence[Callable[[], Lap]], runs: int) -> list[Row]:
+    """What each side took, all of them in turn: a machine that gets slower does so for all."""
+    laps = [[side() for side in sides] for _ in range(runs)]
+    return [summed_up(of_side) for of_side in zip(*laps, strict=True)]
 
 
 def spread(work: Callable[[], object], runs: int) -> tuple[float, float]:
@@ -135,9 +170,22 @@ def machine() -> Row:
     }
 
 
-def save(stage: str, rows: list[Row], folder: Path) -> Path:
-    """Write the rows and the machine to `folder`/stage-device.json."""
-    device = "gpu" if torch.cuda.is_available() else f"cpu{len(os.sched_getaffinity(0))}"
-    path = folder / f"{stage}-{device}.json"
+def save(program: str, rows: list[Row], folder: Path) -> Path:
+    """Write the rows and the machine to `folder`/program-device.json."""
+    path = _file(program, folder)
     path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
     return path
+
+
+def save_stage(program: str, stage: str, rows: list[Row], folder: Path) -> Path:
+    """Put a stage's rows, with the machine, into `folder`/program-device.json beside those of its other stages."""
+    path = _file(program, folder)
+    stages = json.loads(path.read_text()) if path.exists() else {}
+    stages[stage] = {"machine": machine(), "rows": rows}
+    path.write_text(json.dumps(stages, indent=1) + "\n")
+    return path
+
+
+def _file(program: str, folder: Path) -> Path:
+    device = "gpu" if torch.cuda.is_available() else f"cpu{len(os.sched_getaffinity(0))}"
+    return folder / f"{program}-{device}.json"

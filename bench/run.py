@@ -1,44 +1,95 @@
-"""Benchmarks of the engine's own stages: `python bench/run.py [--stage NAME] [--smoke]`; rows go to bench/results/."""
+"""Benchmarks of the engine's own stages, each beside what it is held against: one table, one file in bench/results/."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from checkpoint import checkpoint
 from cluster import cluster
+from epoch import dataset_in, epoch
 from images import images
-from report import save
+from overhead import overhead
+from peer import REFERENCE, Peer
+from plot import check, plot
+from report import Row, machine, save_stage
+from rich.console import Console
 from step import step
+from table import pairs, table
 from whole import whole
 
-from reid_fast.errors import UserError
+from reid_fast.errors import UserError, exit_on_user_error
 
-# A stage is a function (smoke) -> rows; each row holds ours beside the reference.
-STAGES = {"images": images, "cluster": cluster, "step": step, "checkpoint": checkpoint, "whole": whole}
 RESULTS = Path(__file__).parent / "results"
+STAGES = ("images", "cluster", "step", "checkpoint", "overhead", "epoch", "whole")
 
 
-def main() -> None:
-    """Run the chosen stages, print their rows, keep them unless it was a smoke run."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the chosen stages, keep their rows unless it was a smoke run, and show all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stage", choices=STAGES, help="one stage instead of all")
-    parser.add_argument("--smoke", action="store_true", help="small sizes, a minute on a CPU, nothing kept")
-    arguments = parser.parse_args()
-    stopped = []
-    for name in [arguments.stage] if arguments.stage else STAGES:
-        try:
-            rows = STAGES[name](arguments.smoke)
-        except UserError as error:  # a library that this machine lacks: the other stages may not need it
-            print(f"{name}: {error}", file=sys.stderr)
-            stopped.append(name)
-            continue
-        print(*map(json.dumps, rows), sep="\n")
-        if not arguments.smoke:
-            print(f"kept in {save(name, rows, RESULTS)}", file=sys.stderr)
-    sys.exit(1 if stopped else 0)
+    parser.add_argument("--stage", choices=STAGES, nargs="+", default=STAGES, help="these instead of all")
+    parser.add_argument("--smoke", action="store_true", help="small sizes, a minute or two on a CPU, nothing kept")
+    parser.add_argument("--data-dir", type=Path, nargs="+", default=[], metavar="DIR", help="sets for epoch, overhead")
+    parser.add_argument(
+        "--peer",
+        type=Path,
+        default=REFERENCE,
+        metavar="DIR",
+        help="a checkout of Cluster Contrast's published code, for epoch; by default its form in this project's words",
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="a drawing of the table, .svg or .png")
+    arguments = parser.parse_args(argv)
+    with exit_on_user_error():
+        failed = run(arguments)
+    sys.exit(1 if failed else 0)
+
+
+def run(arguments: argparse.Namespace) -> list[str]:
+    """The stages that this machine cannot run, for want of a library; the table of the others is shown."""
+    if arguments.plot is not None:
+        check(arguments.plot)
+    for folder in arguments.data_dir:
+        dataset_in(folder)
+    smoke, rows, failed = arguments.smoke, [], []
+    with contextlib.ExitStack() as stack:
+        stages = {"images": images, "cluster": cluster, "step": step, "checkpoint": checkpoint, "whole": whole}
+        stages["overhead"] = partial(overhead, folders=arguments.data_dir)
+        if "epoch" in arguments.stage:  # before all others: a wrong checkout is said at once
+            stages["epoch"] = partial(epoch, folders=arguments.data_dir, peer=stack.enter_context(Peer(arguments.peer)))
+        for name in arguments.stage:
+            print(f"{name} ...", file=sys.stderr)
+            try:
+                found = stages[name](smoke)
+            except UserError as error:  # a library that this machine lacks: the other stages may not need it
+                print(f"{name}: {error}", file=sys.stderr)
+                failed.append(name)
+                continue
+            rows += found
+            if not smoke:
+                print(f"kept in {save_stage('run', name, found, RESULTS)}", file=sys.stderr)
+    show(rows, arguments.plot)
+    return failed
+
+
+def show(rows: list[Row], drawing: Path | None) -> None:
+    """Print the table, and draw it."""
+    found = list(pairs(rows))
+    Console(width=None if sys.stdout.isatty() else 180).print(table(found))
+    if drawing is not None:
+        plot(found, caption(rows), drawing)
+        print(f"drawn in {drawing}", file=sys.stderr)
+
+
+def caption(rows: list[Row]) -> list[str]:
+    """What a drawing says of its origin."""
+    about = machine()
+    where = f"{about['gpu'] or about['cpu']}, {about['cores']} cores, torch {about['torch']}, commit {about['commit']}"
+    sets = sorted({row["set"] for row in rows if "set" in row})
+    return [f"{where}; load {about['load']:.1f}", f"medians; {', '.join(sets)}" if sets else "medians"]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""The rows of all stages as pairs of times, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from report import Row, ratio
+from rich.table import Table
+
+# What a time may be held against, by its key in a row; a row with the last one says itself what it is.
+BESIDE = ("pillow", "faiss_flat", "published_dense", "sparse_reference", "published", "waited_for", "beside")
+SIZES = ("set", "arch", "size", "pooling", "amp", "n", "images", "B", "C", "D", "iters", "threads")
+
+
+class Pair(NamedTuple):
+    """A time of the engine's, and the one beside it if there is one."""
+
+    stage: str
+    sizes: str
+    ours: Row
+    beside: Row | None
+    name: str  # of what is beside
+    added: str  # by the engine to what is beside
+
+    @property
+    def faster(self) -> float | None:
+        """How many times faster than what is beside it."""
+        return None if self.beside is None else ratio(self.beside, self.ours)
+
+
+def pairs(rows: Iterable[Row]) -> Iterator[Pair]:
+    """Every time of the engine's in the rows, whether it stands in a row or in a part of one."""
+    for row in rows:
+        sizes = " ".join(f"{key}={_plain(row[key])}" for key in SIZES if row.get(key) is not None)
+        for part, found in {"": row, **row}.items():
+            if isinstance(found, dict) and isinstance(found.get("ours"), dict):
+                key = next((key for key in BESIDE if key in found), None)
+                stage = f"{row['stage']}, {part}".removesuffix(", ").replace("_", " ")
+                name = "" if key is None else found.get("beside_is", key.replace("_", " "))
+                yield Pair(stage, sizes, found["ours"], found.get(key), name, _overhead(found))
+
+
+def table(found: Iterable[Pair]) -> Table:
+    """Medians with least and most, and how many times faster."""
+    columns = Table("stage", "sizes", box=None, header_style="bold")
+    for header in ("reid-fast", "beside it"):
+        columns.add_column(header, justify="right", no_wrap=True)
+    columns.add_column("which is")
+    columns.add_column("times faster", justify="right")
+    for pair in found:
+        beside = "" if pair.beside is None else with_spread(pair.beside)
+        faster = "" if pair.faster is None else f"{pair.faster:.2f}"
+        columns.add_row(pair.stage, pair.sizes, with_spread(pair.ours), beside, pair.name + pair.added, faster)
+    return columns
+
+
+def with_spread(times: Row) -> str:
+    """A median, least and most, in a unit that suits them."""
+    return f"{duration(times['seconds'])} ({duration(times['min'])} – {duration(times['max'])})"
+
+
+def duration(seconds: float) -> str:
+    """Seconds to three digits, in a unit that suits them."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def _overhead(row: Row) -> str:
+    added = row.get("overhead_per_cent")
+    return "" if added is None else f": {added['seconds']:+.1f} %"
+
+
+def _plain(value: object) -> str:
+    return "×".join(map(str, value)) if isinstance(value, list | tuple) else str(value).removeprefix("torch.")
