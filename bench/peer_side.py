@@ -17,6 +17,7 @@ import faiss
 import numpy as np
 import torch
 import torch.nn.functional as F
+from planted import random_people
 from report import Lap, lap, peak_mb
 from sklearn.cluster import DBSCAN
 from torch import Tensor, nn
@@ -112,9 +113,10 @@ class Side:
 
         return serve
 
-    def extraction(self) -> Work:
-        """The features of all training images, from their files."""
-        return lambda: self._matrix(self._test_loader(_triples(self.task.train)), self.task.train.paths)
+    def extraction(self, count: int | None = None) -> Work:
+        """The features of the first `count` training images, or of all, from their files."""
+        images = self.task.train.select(np.arange(len(self.task.train))[:count])
+        return lambda: self._matrix(self._test_loader(_triples(images)), images.paths)
 
     def knn(self, features: np.ndarray) -> Work:
         """The search within the Jaccard distance."""
@@ -148,6 +150,27 @@ class Side:
         """A step of the trainer on a batch that is there."""
         batch = _Repeated(torch.from_numpy(images), torch.from_numpy(labels))
         return partial(self._train, batch, self._memory(torch.tensor(rows)), self._optimizer(), 1)
+
+    def training(self, labels: np.ndarray, rows: np.ndarray) -> Work:
+        """The steps of an epoch, with their pictures."""
+        loader, memory, optimizer = self._training_loader(labels), self._memory(torch.tensor(rows)), self._optimizer()
+
+        def train() -> None:
+            loader.new_epoch()
+            self._train(loader, memory, optimizer, self.config.iters)
+
+        return train
+
+    def ranking(self, queries: int, gallery: int, width: int) -> Work:
+        """The scores of features that are there."""
+        people = random_people(queries, width, seed=0), random_people(gallery, width, seed=1)
+        sets = [
+            ImageSet(tuple(Path(f"{part}/{i}") for i in range(len(pids))), pids.numpy(), cams.numpy())
+            for part, (_, pids, cams) in enumerate(people)
+        ]
+        loader = [_loaded(rows.numpy(), images) for (rows, _, _), images in zip(people, sets, strict=True)]
+        evaluate = self.parts["Evaluator"](nn.Identity()).evaluate
+        return lambda: evaluate(loader, *map(_triples, sets), cmc_flag=True)
 
     def evaluation(self) -> Work:
         """Features and scores of the test images, from their files."""
@@ -211,10 +234,9 @@ class Side:
         return torch.stack([found[str(path)] for path in paths])
 
     def _jaccard(self, features: np.ndarray) -> np.ndarray:
-        # Without a GPU, faiss on the CPU; with one, what the checkout takes by itself.
-        where = {} if torch.cuda.is_available() else {"search_option": 3}
-        sizes = {"k1": self.config.k1, "k2": self.config.k2, "print_flag": False}
-        return self.parts["compute_jaccard_distance"](self._put(features), **sizes, **where)
+        # The search is the CPU's, on a machine with a GPU too: the published default.
+        sizes = {"k1": self.config.k1, "k2": self.config.k2, "print_flag": False, "search_option": 3}
+        return self.parts["compute_jaccard_distance"](torch.from_numpy(features), **sizes)
 
     def _cluster(self, distance: np.ndarray) -> None:
         config = self.config

@@ -32,6 +32,13 @@ def planted_features(n: int, width: int = 2048, seed: int = 0) -> tuple[Tensor, 
     return rows, identity
 
 
+def random_people(n: int, width: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """L2-normalised rows [N, D] without structure, identities and cameras [N]: to be ranked."""
+    generator = torch.Generator().manual_seed(seed)
+    pids, cams = (torch.randint(most, (n,), generator=generator) for most in (200, 15))
+    return normalize(torch.randn(n, width, generator=generator)), pids, cams
+
+
 def planted_neighbours(n: int, k: int = 30, width: int = 32, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Rows in far-apart groups of eight identities, shuffled, and their kNN, found group by group.
 

@@ -170,6 +170,12 @@ def machine() -> Row:
     }
 
 
+def where(about: Row) -> str:
+    """`machine`'s answer in a line."""
+    cores, load = f"{about['cores']} cores", f"load {about['load']:.1f}"
+    return f"{about['gpu'] or about['cpu']}, {cores}, torch {about['torch']}, commit {about['commit']}, {load}"
+
+
 def save(program: str, rows: list[Row], folder: Path) -> Path:
     """Write the rows and the machine to `folder`/program-device.json."""
     path = _file(program, folder)

@@ -16,7 +16,7 @@ from images import images
 from overhead import overhead
 from peer import REFERENCE, Peer
 from plot import check, plot
-from report import Row, machine, save_stage
+from report import Row, machine, save_stage, where
 from rich.console import Console
 from step import step
 from table import pairs, table
@@ -33,13 +33,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", choices=STAGES, nargs="+", default=STAGES, help="these instead of all")
     parser.add_argument("--smoke", action="store_true", help="small sizes, a minute or two on a CPU, nothing kept")
-    parser.add_argument("--data-dir", type=Path, nargs="+", default=[], metavar="DIR", help="sets for epoch, overhead")
+    parser.add_argument(
+        "--data-dir", type=Path, nargs="+", default=[], metavar="DIR", help="sets for epoch; overhead, whole: the first"
+    )
     parser.add_argument(
         "--peer",
         type=Path,
         default=REFERENCE,
         metavar="DIR",
-        help="a checkout of Cluster Contrast's published code, for epoch; by default its form in this project's words",
+        help="a checkout of Cluster Contrast's published code, for epoch and whole; else its form in our own words",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a drawing of the table, .svg or .png")
     arguments = parser.parse_args(argv)
@@ -56,10 +58,11 @@ def run(arguments: argparse.Namespace) -> list[str]:
         dataset_in(folder)
     smoke, rows, failed = arguments.smoke, [], []
     with contextlib.ExitStack() as stack:
-        stages = {"images": images, "cluster": cluster, "step": step, "checkpoint": checkpoint, "whole": whole}
+        stages = {"images": images, "cluster": cluster, "step": step, "checkpoint": checkpoint}
         stages["overhead"] = partial(overhead, folders=arguments.data_dir)
-        if "epoch" in arguments.stage:  # before all others: a wrong checkout is said at once
-            stages["epoch"] = partial(epoch, folders=arguments.data_dir, peer=stack.enter_context(Peer(arguments.peer)))
+        if {"epoch", "whole"} & set(arguments.stage):  # before all others: a wrong checkout is said at once
+            both = {"folders": arguments.data_dir, "peer": stack.enter_context(Peer(arguments.peer))}
+            stages |= {"epoch": partial(epoch, **both), "whole": partial(whole, **both)}
         for name in arguments.stage:
             print(f"{name} ...", file=sys.stderr)
             try:
@@ -86,10 +89,8 @@ def show(rows: list[Row], drawing: Path | None) -> None:
 
 def caption(rows: list[Row]) -> list[str]:
     """What a drawing says of its origin."""
-    about = machine()
-    where = f"{about['gpu'] or about['cpu']}, {about['cores']} cores, torch {about['torch']}, commit {about['commit']}"
     sets = sorted({row["set"] for row in rows if "set" in row})
-    return [f"{where}; load {about['load']:.1f}", f"medians; {', '.join(sets)}" if sets else "medians"]
+    return [where(machine()), f"medians of {', '.join(sets)}" if sets else "medians"]
 
 
 if __name__ == "__main__":

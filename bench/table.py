@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from report import Row, ratio
@@ -22,6 +22,7 @@ class Pair(NamedTuple):
     beside: Row | None
     name: str  # of what is beside
     added: str  # by the engine to what is beside
+    peak: Row  # MB that each side takes, where it was measured
 
     @property
     def faster(self) -> float | None:
@@ -34,25 +35,48 @@ def pairs(rows: Iterable[Row]) -> Iterator[Pair]:
     for row in rows:
         sizes = " ".join(f"{key}={_plain(row[key])}" for key in SIZES if row.get(key) is not None)
         for part, found in {"": row, **row}.items():
-            if isinstance(found, dict) and isinstance(found.get("ours"), dict):
+            if isinstance(found, dict) and isinstance(found.get("ours"), dict) and "seconds" in found["ours"]:
                 key = next((key for key in BESIDE if key in found), None)
                 stage = f"{row['stage']}, {part}".removesuffix(", ").replace("_", " ")
                 name = "" if key is None else found.get("beside_is", key.replace("_", " "))
-                yield Pair(stage, sizes, found["ours"], found.get(key), name, _overhead(found))
+                yield Pair(stage, sizes, found["ours"], found.get(key), name, _overhead(found), _peak(found))
+
+
+COLUMNS = ("stage", "sizes", "reid-fast", "beside it", "which is", "times faster", "processor", "peak MB")
+
+
+def cells(pair: Pair) -> tuple[str, ...]:
+    """A pair by columns: medians with least and most; of both sides, processor seconds and memory."""
+    beside = pair.beside or {}
+    return (
+        pair.stage,
+        pair.sizes,
+        with_spread(pair.ours),
+        with_spread(beside) if beside else "",
+        pair.name + pair.added,
+        f"{pair.faster:.3g}" if pair.faster else "",
+        _both(pair.ours.get("processor"), beside.get("processor"), duration),
+        _both(pair.peak.get("ours"), pair.peak.get("beside"), lambda megabytes: f"{megabytes:,.0f}"),
+    )
 
 
 def table(found: Iterable[Pair]) -> Table:
-    """Medians with least and most, and how many times faster."""
-    columns = Table("stage", "sizes", box=None, header_style="bold")
-    for header in ("reid-fast", "beside it"):
-        columns.add_column(header, justify="right", no_wrap=True)
-    columns.add_column("which is")
-    columns.add_column("times faster", justify="right")
+    """The pairs for a terminal."""
+    shown = Table(box=None, header_style="bold")
+    for name in COLUMNS:
+        shown.add_column(name, justify="left" if name in ("stage", "sizes", "which is") else "right")
     for pair in found:
-        beside = "" if pair.beside is None else with_spread(pair.beside)
-        faster = "" if pair.faster is None else f"{pair.faster:.2f}"
-        columns.add_row(pair.stage, pair.sizes, with_spread(pair.ours), beside, pair.name + pair.added, faster)
-    return columns
+        shown.add_row(*cells(pair))
+    return shown
+
+
+def markdown(found: Iterable[Pair]) -> Iterator[str]:
+    """The pairs for a page."""
+    yield from (f"| {' | '.join(row)} |" for row in (COLUMNS, ["---"] * len(COLUMNS), *map(cells, found)))
+
+
+def _both(ours: float | None, beside: float | None, told: Callable[[float], str]) -> str:
+    return " / ".join(told(value) for value in (ours, beside) if value is not None)
 
 
 def with_spread(times: Row) -> str:
@@ -62,7 +86,14 @@ def with_spread(times: Row) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds to three digits, in a unit that suits them."""
+    if seconds >= 1000:
+        return f"{seconds / 60:,.0f} min"
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def _peak(row: Row) -> Row:
+    peak = row.get("peak_mb", {})
+    return peak if isinstance(peak, dict) else {"ours": peak}
 
 
 def _overhead(row: Row) -> str:

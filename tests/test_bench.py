@@ -18,10 +18,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "bench"))  # last: its modules have plain names
 
 from epoch import Sides, opened  # noqa: E402
+from overhead import overhead  # noqa: E402
+from page import written  # noqa: E402
 from peer import PARTS, REFERENCE, Peer  # noqa: E402
 from report import Lap, save_stage, summed_up  # noqa: E402
 from run import main, show  # noqa: E402
 from table import pairs  # noqa: E402
+from whole import AMP, CPU, SCHEDULES, projection  # noqa: E402
 
 FLAGS = ("--recipe", "small", "--iters", "2", "--batch-size", "8", "--k1", "8", "--k2", "3", "--device", "cpu")
 STAGES = {"extraction", "kNN", "kNN and graph", "DBSCAN", "memory part", "full step", "evaluation", "whole epoch"}
@@ -144,3 +147,36 @@ def test_a_stage_is_kept_beside_others(tmp_path):
         "images": [{"stage": "images"}],
         "step": [{"stage": "step"}],
     }
+
+
+def test_a_projection_multiplies_what_was_measured(sides):
+    nothing = {"seconds": 0.0, "min": 0.0, "max": 0.0}
+    parts = ["decoding", "extraction beside", "training beside", "clustering beside", "ranking", "ranking beside"]
+    parts += [f"{part}, {name}" for part in ("extraction", "training") for name in AMP]
+    costs = dict.fromkeys([*parts, *(f"clustering, {schedule.name}" for schedule in SCHEDULES)], nothing)
+    costs["training, float32"] = {"seconds": 1e-3, "min": 5e-4, "max": 2e-3}
+    costs["clustering beside"] = {"seconds": 2.0, "min": 2.0, "max": 2.0}
+    costs["extraction beside"] = {"seconds": 1e-3, "min": 1e-3, "max": 1e-3}
+    _, msmt = SCHEDULES
+    row = projection(sides.run, sides.peer, CPU, msmt, "float32", costs)
+    assert row["ours"] == {"seconds": 5120.0, "min": 2560.0, "max": 10240.0, "n": 2}  # 50 × 400 × 256 images
+    images = 50 * 32_621 + 6 * (11_659 + 82_161)
+    assert row["beside"]["seconds"] == pytest.approx(50 * 2 * (32_621 / 12_936) ** 2 + 1e-3 * images, abs=0.1)
+    assert row["seconds_by_part"]["beside"]["evaluation"] == round(6e-3 * (11_659 + 82_161), 1)
+
+
+def test_the_loop_beside_its_backbone(people):
+    (row,) = overhead(True, [people])
+    assert row["ours"]["seconds"] > row["behind_backbone"]["seconds"] > 0
+    added = row["ours"]["processor"] / row["beside"]["processor"] - 1
+    assert row["overhead_per_cent"]["processor"] == pytest.approx(100 * added, abs=0.1)
+
+
+def test_the_page_shows_what_is_kept(tmp_path):
+    times = summed_up([Lap(0.25, 0.5)])
+    path = save_stage("run", "epoch", [{"stage": "kNN", "ours": times, "beside": times, "beside_is": "peer"}], tmp_path)
+    _, _, header, _, row = written(json.loads(path.read_text())["epoch"])
+    assert header.count("|") == row.count("|")
+    assert row.startswith(
+        "| kNN |  | 250 ms (250 ms – 250 ms) | 250 ms (250 ms – 250 ms) | peer | 1 | 500 ms / 500 ms |"
+    )
