@@ -25,7 +25,10 @@ def in_threads(
     """
     starts = range(0, len(paths), _CHUNK)
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start, result in zip(starts, pool.map(lambda at: task(paths[at : at + _CHUNK]), starts), strict=True):
-            if progress is not None:
-                progress(min(start + _CHUNK, len(paths)), len(paths))
-            yield result
+        try:
+            for start, result in zip(starts, pool.map(lambda at: task(paths[at : at + _CHUNK]), starts), strict=True):
+                if progress is not None:
+                    progress(min(start + _CHUNK, len(paths)), len(paths))
+                yield result
+        finally:  # Ctrl-C does not wait for the parts that have not begun
+            pool.shutdown(wait=False, cancel_futures=True)

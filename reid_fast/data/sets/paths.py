@@ -163,7 +163,7 @@ class Paths(Sequence[Path]):
             yield Place(shards[folder], *span) if folder in shards else Place(text)
 
     def select(self, rows: npt.NDArray[Any]) -> Paths:
-        """The paths at these positions, in any order, or where an [N] mask is true."""
+        """The paths at these positions from 0, in any order, or where an [N] mask is true."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):  # a part as it lies
             names = self._names[self._bounds[rows[0]] : self._bounds[rows[-1] + 1]]

@@ -29,7 +29,7 @@ _SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")  # th
 _PLAIN = {"cam": "cam", "pid": "pid", "cls": "pid"}  # neighbours of an image that hold one text
 
 
-class Packed(NamedTuple):
+class ShardImage(NamedTuple):
     """An image in a shard."""
 
     name: str
@@ -108,7 +108,7 @@ def load_shards(
     return ReidSet("folder", ImageSet(paths, known["pid"], known["cam"]), None, None, "tar files of images", tree)
 
 
-def _refuse_repeated(shard: Path, images: list[Packed]) -> None:
+def _refuse_repeated(shard: Path, images: list[ShardImage]) -> None:
     for one, other in pairwise(images):
         if one.name == other.name:
             raise UserError(f"{shard}/{one.name} is there twice: pack the shard again")
@@ -117,8 +117,8 @@ def _refuse_repeated(shard: Path, images: list[Packed]) -> None:
 class _Index:
     """What the shards of a tree hold, remembered until a shard changes its size or time.
 
-    A line for each: its stamp, a checksum of the rest, the columns of `Packed` as JSON. A line that is not so is not
-    known, and the shard is read again.
+    A line for each: its stamp, a checksum of the rest, the columns of `ShardImage` as JSON. A line that is not so
+    counts for nothing, and the shard is read again.
     """
 
     def __init__(self, tree: Path) -> None:
@@ -133,7 +133,7 @@ class _Index:
             stamp, _, content = line.partition(b" ")
             self._known[stamp] = content
 
-    def images(self, shard: Path) -> list[Packed]:
+    def images(self, shard: Path) -> list[ShardImage]:
         """The images in it."""
         before = time.time_ns() - FRESH
         stamp, changed = _stamp(shard)
@@ -162,19 +162,19 @@ def _stamp(shard: Path) -> tuple[bytes, int]:
     return digest.hexdigest().encode(), status.st_mtime_ns
 
 
-def _encoded(images: list[Packed]) -> bytes:
+def _encoded(images: list[ShardImage]) -> bytes:
     content = json.dumps(list(zip(*images, strict=True))).encode()
     return b"%08x %s" % (zlib.crc32(content), content)
 
 
-def _decoded(line: bytes) -> list[Packed] | None:
+def _decoded(line: bytes) -> list[ShardImage] | None:
     checksum, _, content = line.partition(b" ")
     if checksum != b"%08x" % zlib.crc32(content) or not content:
         return None
-    return list(map(Packed, *json.loads(content))) if content != b"[]" else []
+    return list(map(ShardImage, *json.loads(content))) if content != b"[]" else []
 
 
-def _images(shard: Path) -> Iterator[Packed]:
+def _images(shard: Path) -> Iterator[ShardImage]:
     with TarFile(shard) as tar:
         for _, group in groupby(filter(_is_shown, map(_normal, tar)), _key):
             images, facts = [], dict[str, str | None]()
@@ -183,7 +183,7 @@ def _images(shard: Path) -> Iterator[Packed]:
                     images.append(entry)
                 else:
                     facts |= _facts(tar, shard, entry)
-            yield from (Packed(*entry, facts.get("cam"), facts.get("pid")) for entry in images)
+            yield from (ShardImage(*entry, facts.get("cam"), facts.get("pid")) for entry in images)
 
 
 def _normal(entry: Entry) -> Entry:

@@ -1,9 +1,12 @@
 """The check of image files by their first and last bytes."""
 
-import pytest
-from inputs import JPEG, encoded, write
+import time
 
-from reid_fast.data.sets import Paths, check_images
+import pytest
+from inputs import JPEG, encoded, pack, write
+
+from reid_fast.data.sets import Paths, check_images, load_set
+from reid_fast.data.sets.in_threads import in_threads
 
 
 def test_bad_images_are_found_and_named(tmp_path):
@@ -24,6 +27,41 @@ def test_bad_images_are_found_and_named(tmp_path):
     assert [row for row, _ in found] == list(range(len(good), len(good) + len(bad)))
     for (_, reason), expected in zip(found, bad.values(), strict=True):
         assert reason.startswith(expected)
+
+
+def test_what_lies_beyond_the_first_bytes_is_followed(tmp_path):
+    """As files, and between others in a shard."""
+    note = b"\xff\xe1" + (60_000).to_bytes(2, "big") + bytes(59_998)
+    padded = encoded("PNG")[:33] + b"\0\0\x23\x28tEXt" + bytes(9004) + encoded("PNG")[33:]
+    contents = {
+        "good.jpg": (JPEG[:2] + note + b"\xff\xff" + note + JPEG[2:], None),
+        "lost.jpg": (JPEG[:2] + note + b"\0" + note + JPEG[2:], "a JPEG with a damaged header"),
+        "long.jpg": (JPEG[:2] + note[:50_000], "a JPEG with a damaged header"),
+        "late.jpg": (JPEG + bytes(5000), "truncated JPEG: no EOI marker at its end"),
+        "good.png": (padded, None),
+        "lost.png": (padded[:40] + padded[41:], "a PNG with damaged chunks"),
+        "next.jpg": (JPEG, None),
+    }
+    files = {name: content for name, (content, _) in contents.items()}
+    plain = Paths.of(write(tmp_path / "plain" / name, content) for name, content in files.items())
+    pack(tmp_path / "0.tar", files)
+    for paths in (plain, load_set("folder", tmp_path / "0.tar").train.paths):
+        found = {paths[row].name: reason for row, reason in check_images(paths)}
+        assert found == {name: reason for name, (_, reason) in contents.items() if reason}
+
+
+def test_a_check_that_is_given_up_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr("reid_fast.data.sets.in_threads._CHUNK", 1)
+    begun = []
+
+    def task(some):
+        begun.append(some)
+        time.sleep(0.01)
+
+    parts = in_threads(task, Paths.of(f"{i}.jpg" for i in range(1000)))
+    next(parts)
+    parts.close()
+    assert len(begun) < 100
 
 
 PNG = encoded("PNG")
