@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -14,6 +16,9 @@ from reid_fast.data.images import undecodable
 from reid_fast.data.sets import SIZES, Manifest, Paths, ReidSet, Stamps, check_images, load_set, market_style
 from reid_fast.data.synthetic import synthetic_folder
 from reid_fast.errors import UserError
+
+_PART = 1 << 17  # files between which what was found is learned
+Progress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -78,23 +83,48 @@ def _bad_rows(
     paths: Paths, stamps: Stamps, manifest: Manifest, skip_bad_images: bool, threads: int, console: Console
 ) -> np.ndarray:
     """The rows of `paths` to leave out, in order: none without `skip_bad_images`."""
+
+    def check(some: Paths, report: Progress) -> dict[int, str]:
+        return dict(check_images(some, progress=report))
+
+    def decode(some: Paths, report: Progress) -> dict[int, str]:
+        fails = some.isin(Paths.of(undecodable(some, threads, report)))
+        return dict.fromkeys(np.flatnonzero(fails).tolist(), "cannot be decoded")
+
     rows = np.flatnonzero(~manifest.knows("whole", stamps))
     with console.progress("checking files", "files") as report:
-        found = check_images(paths.select(rows), progress=report)
-    broken = rows[[row for row, _ in found]]
-    manifest.learn("whole", np.delete(stamps, broken))
-    if found and not skip_bad_images:
-        (_, reason), others = found[0], len(found) - 1
+        broken = _look(check, paths, rows, partial(manifest.learn, "whole"), stamps, report)
+    if broken and not skip_bad_images:
+        (row, reason), others = next(iter(broken.items())), len(broken) - 1
         more = f" and {others} more" if others else ""
-        raise UserError(
-            f"{paths[broken[0]]} is unusable ({reason}){more}: repair or remove it, or pass --skip-bad-images"
-        )
-    if not skip_bad_images:
-        return broken
-    rows = np.setdiff1d(np.flatnonzero(~manifest.knows("decoded", stamps)), broken)
-    rest = paths.select(rows)
-    with console.progress("decoding") as report:
-        fails = rest.isin(Paths.of(undecodable(rest, threads, report)))
-    bad = np.union1d(broken, rows[fails])
-    manifest.learn("decoded", np.delete(stamps, bad))
+        raise UserError(f"{paths[row]} is unusable ({reason}){more}: repair or remove it, or pass --skip-bad-images")
+    if skip_bad_images:
+        rows = np.setdiff1d(np.flatnonzero(~manifest.knows("decoded", stamps)), list(broken))
+        with console.progress("decoding") as report:
+            broken |= _look(decode, paths, rows, partial(manifest.learn, "decoded"), stamps, report)
+    return np.array(sorted(broken), dtype=np.int64)
+
+
+def _look(
+    find: Callable[[Paths, Progress], dict[int, str]],
+    paths: Paths,
+    rows: np.ndarray,
+    learn: Callable[[Stamps], None],
+    stamps: Stamps,
+    report: Progress,
+) -> dict[int, str]:
+    """The rows among `rows` that `find` calls bad, and why.
+
+    The others are learned part by part: a start that is interrupted goes on there the next time.
+    """
+    bad: dict[int, str] = {}
+    for start in range(0, len(rows), _PART):
+        part = rows[start : start + _PART]
+        found = find(paths.select(part), partial(_report_part, report, start, len(rows)))
+        bad |= {int(part[row]): reason for row, reason in found.items()}
+        learn(np.delete(stamps[part], list(found)))
     return bad
+
+
+def _report_part(report: Progress, start: int, total: int, done: int, _: int) -> None:
+    report(start + done, total)
