@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CARRIED := pytest pytest-xdist hypothesis tyro rich safetensors pybind11 setuptools nvidia-dali-cuda120
+CARRIED := pytest pytest-xdist hypothesis tyro rich safetensors pybind11 setuptools nvidia-dali-cuda120 faiss-cpu
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 
 .PHONY: demo test check bench gpu wheels clean

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 from checkpoint import checkpoint
@@ -39,7 +39,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--peer",
         type=Path,
-        default=REFERENCE,
         metavar="DIR",
         help="a checkout of Cluster Contrast's published code, for epoch and whole; else its form in our own words",
     )
@@ -56,13 +55,21 @@ def run(arguments: argparse.Namespace) -> list[str]:
         check(arguments.plot)
     for folder in arguments.data_dir:
         dataset_in(folder)
-    smoke, rows, failed = arguments.smoke, [], []
+    smoke, folders, rows, failed = arguments.smoke, arguments.data_dir, [], []
     with contextlib.ExitStack() as stack:
+
+        @cache
+        def peer() -> Peer:
+            return stack.enter_context(Peer(arguments.peer or REFERENCE))
+
         stages = {"images": images, "cluster": cluster, "step": step, "checkpoint": checkpoint}
-        stages["overhead"] = partial(overhead, folders=arguments.data_dir)
-        if {"epoch", "whole"} & set(arguments.stage):  # before all others: a wrong checkout is said at once
-            both = {"folders": arguments.data_dir, "peer": stack.enter_context(Peer(arguments.peer))}
-            stages |= {"epoch": partial(epoch, **both), "whole": partial(whole, **both)}
+        stages |= {
+            "overhead": lambda smoke: overhead(smoke, folders),
+            "epoch": lambda smoke: epoch(smoke, folders, peer()),
+            "whole": lambda smoke: whole(smoke, folders, peer()),
+        }
+        if arguments.peer is not None:  # a wrong checkout is said before anything runs
+            peer()
         for name in arguments.stage:
             print(f"{name} ...", file=sys.stderr)
             try:
