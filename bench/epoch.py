@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from peer import Peer
 from peer_side import Task
-from report import Lap, Row, interleaved, lap, peak_mb, ratio
+from report import Lap, Row, interleaved, lap, ratio
 from scipy import sparse
 from torch import Tensor
 
@@ -24,13 +24,14 @@ from reid_fast.data.images.augmentation import draw
 from reid_fast.data.sets import ImageSet, load_set
 from reid_fast.data.sets.known import KNOWN
 from reid_fast.data.synthetic import synthetic_folder
+from reid_fast.device import amp_dtype
 from reid_fast.errors import UserError
 from reid_fast.evaluate import score_encoder
 from reid_fast.labels.extract import extract
 from reid_fast.metrics import Scores, rank_scores
 from reid_fast.train import Position, Run, build, label_images, train_epoch, train_step
 
-REPEATS = 20  # calls of a lap, where one is short
+REPEATS = 10  # calls of a lap, where one is short
 COMPARED = 512  # images whose features are
 # How far two sides may be apart in what they make of the same pictures, features and ranking. The published distance
 # adds up hundreds of float32 numbers one after another: its own rounding reaches 1e-6.
@@ -84,8 +85,7 @@ class Sides:
         self.run, self.peer, self.runs = run, peer, runs
         self.config, self.method, self.encoder = run.config, run.method, run.method.model
         self.train, self.query, self.gallery = run.data.train, *test_images(run)
-        # An epoch before all others: clusters as they are in training, and warm caches.
-        peak = peak_mb(self._epoch)
+        self._epoch()  # one before all others: clusters as they are in training, and warm caches
         self.labels = label_images(run)
         self.features = extract(self.encoder, run.loader.target)
         self.weights = {name: value.clone() for name, value in self.encoder.state_dict().items()}
@@ -93,30 +93,25 @@ class Sides:
         weights = {name: value.cpu().numpy() for name, value in self.weights.items()}
         parts = self.train, self.query, self.gallery
         peer("start", Task(self.config, *parts, weights, str(run.device), torch.get_num_threads()))
-        self.epoch_peak = {"ours": peak, "beside": peer("peak", "epoch")}
 
     def rows(self) -> list[Row]:
         """A row for each stage, after what both sides make has been compared."""
         apart = self.compare()
         features, n, k1 = self.features.cpu().numpy(), len(self.features), self.config.k1
-        graph, shown = self._graph(), self.config.iters * self.config.batch_size
-        peak = {"ours": peak_mb(self._graph), "beside": self.peer("peak", "jaccard", features)}
+        graph = self._graph()
         images, x, rows, labels = self._step_inputs()
         sizes = {"B": len(x), "C": len(rows), "D": x.shape[1], "times": REPEATS}
         both = self._both
         return [
-            self._decoding(),
-            both("pictures, store", self._held, "pictures", self.labels, images=shown),
-            both("pictures, DALI stream", self._streaming(), "pictures", self.labels, images=shown),
+            *self._pictures(),
             both("extraction", self._extraction, "extraction", images=n),
             both("kNN", lambda: reid_fast.knn(self.features, k1), "knn", features, n=n),
-            both("kNN and graph", self._graph, "jaccard", features, n=n, peak_mb=peak),
+            both("kNN and graph", self._graph, "jaccard", features, n=n, peak=True),
             both("DBSCAN", lambda: self.method.assign_labels(graph, 0), "dbscan", n=n),
             both("memory part", self._contrast, "memory_part", x, rows, labels, **sizes),
             both("full step", self._step, "step", images, rows, labels, **sizes),
             both("evaluation", self._scores, "evaluation", images=len(self.query) + len(self.gallery)),
-            both("whole epoch", self._epoch, "epoch", iters=self.config.iters, peak_mb=self.epoch_peak)
-            | {"clusters": {"ours": self._clusters(), "beside": self.peer("clusters")}, "apart": apart},
+            *self._epochs(apart),
         ]
 
     def compare(self) -> dict[str, float]:
@@ -154,44 +149,76 @@ class Sides:
         scores = rank_scores(query, *known[0], gallery, *known[1])
         return scores.mAP, self.peer("mean_precision", query.numpy(), gallery.numpy())
 
-    def _both(self, stage: str, ours: Callable[[], object], theirs: str, *inputs: Any, **facts: Any) -> Row:
-        """The row of a stage, both sides in turn; `times` says how often a lap calls it."""
-        times = facts.pop("times", 1)
+    def _both(
+        self,
+        stage: str,
+        ours: Callable[[], object],
+        theirs: str,
+        *inputs: Any,
+        times: int = 1,
+        peak: bool = False,
+        **facts: Any,
+    ) -> Row:
+        """The row of a stage, both sides in turn; a lap calls it `times`."""
 
         def laps() -> Lap:
             self._reset()
-            return lap(lambda: [ours() for _ in range(times)])[1] / times
+            return lap(lambda: [ours() for _ in range(times)], peak=peak)[1] / times
 
-        mine, beside = interleaved([laps, lambda: self.peer("lap", times, theirs, *inputs)], self.runs)
-        sides = {"ours": mine, "beside": beside, "beside_is": self.peer.name, "faster": ratio(beside, mine)}
-        return self._row(stage, **facts, **sides)
+        mine, beside = interleaved([laps, lambda: self.peer("lap", times, peak, theirs, *inputs)], self.runs)
+        return self._row(stage, mine, beside, **facts)
 
-    def _row(self, stage: str, **facts: Any) -> Row:
+    def _row(self, stage: str, ours: Row, beside: Row | None = None, **facts: Any) -> Row:
         config = self.config
         about = {"set": config.dataset, "arch": config.arch, "size": config.size, "threads": torch.get_num_threads()}
-        return {"stage": stage, **about, **facts}
+        row = {"stage": stage, **about, **facts, "ours": ours}
+        if beside is None:
+            return row
+        return row | {"beside": beside, "beside_is": self.peer.name, "faster": ratio(beside, ours)}
 
     def _reset(self) -> None:
         """The weights and the memory of the start."""
         self.encoder.load_state_dict(self.weights)
         self.method.memory.rows = self.memory.clone()
 
-    def _decoding(self) -> Row:
-        """What the store costs once a run; the other side has nothing like it."""
-        sizes = {"device": self.run.device, "threads": self.config.workers}
-        stream = ImageStream(self.train.paths, self.config.size, normalised=False, **sizes)
-        passes = [lambda: lap(lambda: drained(stream.plain(np.arange(len(self.train)), 256)))[1]]
-        return self._row("pictures, decoded once", images=len(self.train), ours=interleaved(passes, self.runs)[0])
-
-    def _held(self) -> None:
-        drained(self.run.loader.batches(self._plan(), self.labels, epoch=0))
-
-    def _streaming(self) -> Callable[[], None]:
-        plan, views, size = self._plan(), self.method.views, self.config.size
+    def _pictures(self) -> list[Row]:
+        """The images of an epoch's steps: held, or decoded at every use; and what the store costs once a run."""
+        plan, views, size, paths = self._plan(), self.method.views, self.config.size, self.train.paths
         drawn = [draw(view, size, np.arange(plan.size), seed=0, epoch=0) for view in views]
-        sizes = {"batch_size": plan.shape[1], "device": self.run.device, "threads": self.config.workers}
-        stream = ImageStream(self.train.paths, size, views=views, **sizes)
-        return lambda: drained(stream(plan.ravel(), drawn, plan.shape[1]))
+        where = {"device": self.run.device, "threads": self.config.workers}
+        stream = ImageStream(paths, size, views=views, batch_size=plan.shape[1], **where)
+        decoder = ImageStream(paths, size, normalised=False, **where)
+        ways: list[Callable[[], Iterator[object]]] = [
+            lambda: self.run.loader.batches(plan, self.labels, epoch=0),
+            lambda: stream(plan.ravel(), drawn, plan.shape[1]),
+            lambda: decoder.plain(np.arange(len(paths)), 256),
+        ]
+        sides = [lambda way=way: lap(lambda: drained(way()))[1] for way in ways]
+        laps = interleaved([*sides, lambda: self.peer("lap", 1, False, "pictures", self.labels)], self.runs)
+        held, streamed, decoded, beside = laps
+        return [
+            self._row("pictures, decoded once", decoded, images=len(paths)),
+            self._row("pictures, store", held, beside, images=plan.size),
+            self._row("pictures, DALI stream", streamed, beside, images=plan.size),
+        ]
+
+    def _epochs(self, apart: dict[str, float]) -> list[Row]:
+        """Features to labels, and the steps: in full precision on both sides, and in mixed on the engine's."""
+        mixed = amp_dtype(self.run.device, True, self.config.width)
+
+        def epoch(amp: torch.dtype | None) -> Lap:
+            self._reset()
+            self.run.amp = amp
+            return lap(self._epoch, peak=True)[1]
+
+        sides = [lambda: epoch(mixed), lambda: epoch(None), lambda: self.peer("lap", 1, True, "epoch")]
+        in_mixed, in_full, beside = interleaved(sides, self.runs)
+        found = {"ours": int(self.run.at.epoch_labels.max() + 1), "beside": self.peer("clusters")}
+        facts = {"iters": self.config.iters, "clusters": found, "apart": apart}
+        return [
+            self._row("whole epoch", in_full, beside, **facts),
+            self._row("whole epoch, the engine with --amp", in_mixed, beside, iters=self.config.iters),
+        ]
 
     def _plan(self) -> np.ndarray:
         return self.method.plan_epoch(self.labels, 0)
@@ -231,9 +258,6 @@ class Sides:
         run.at = Position()
         run.at.labels = torch.from_numpy(label_images(run))
         train_epoch(run)
-
-    def _clusters(self) -> int:
-        return int(self.run.at.epoch_labels.max() + 1)
 
 
 def test_images(run: Run) -> tuple[ImageSet, ImageSet]:

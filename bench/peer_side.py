@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from planted import random_people
-from report import Lap, lap, peak_mb
+from report import Lap, lap
 from sklearn.cluster import DBSCAN
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -61,16 +61,14 @@ class Side:
         self.encoder = encoder.to(task.device, memory_format=torch.channels_last)
         self.distance = self.labels = np.empty(0)  # of the last stage that made them
 
-    def lap(self, times: int, stage: str, *inputs: Any) -> Lap:
-        """What one call took of what a method below, the stage, returns: from the task's weights on, called `times`."""
+    def lap(self, times: int, peak: bool, stage: str, *inputs: Any) -> Lap:
+        """What one call took of what a method below, the stage, returns: from the task's weights on, called `times`.
+
+        A peak does not count the processes that decode images.
+        """
         self._reset()
         work = getattr(self, stage)(*inputs)
-        return lap(lambda: [work() for _ in range(times)])[1] / times
-
-    def peak(self, stage: str, *inputs: Any) -> float | None:
-        """Megabytes that a stage takes above what is there, not counting the processes that decode images."""
-        self._reset()
-        return peak_mb(getattr(self, stage)(*inputs))
+        return lap(lambda: [work() for _ in range(times)], peak=peak)[1] / times
 
     # What is compared with the engine's own.
 

@@ -82,7 +82,7 @@ def plot(found: Sequence[Pair], caption: Sequence[str], path: Path) -> None:
 def figure(found: Sequence[Pair], caption: Sequence[str]) -> Figure:
     """A line for each pair, from one time to the other, with the ratio at its end."""
     times = [side["seconds"] for pair in found for side in (pair.ours, pair.beside)]
-    first, last = math.floor(math.log10(min(times)) - 0.6), math.ceil(math.log10(max(times)) + 0.4)
+    first, last = math.floor(math.log10(min(times)) - 0.6), math.ceil(math.log10(max(times)) + 0.3)
     bottom = TOP + ROW * len(found)
 
     def x(seconds: float) -> float:
@@ -90,14 +90,18 @@ def figure(found: Sequence[Pair], caption: Sequence[str]) -> Figure:
 
     marks: list[Mark] = [Text(20, 28, "What each stage takes, on a logarithmic scale", size=17)]
     marks += _legend(sorted({pair.name for pair in found}))
-    marks += [Text(LEFT + SCALE + RIGHT - 20, TOP - 18, "times faster", "end", 11, "#666666")]
+    marks += [Text(LEFT + SCALE + RIGHT - 20, TOP - 38, "times faster", "end", 11, "#666666")]
     for power in range(first, last + 1):
         marks += [Line(x(10**power), TOP - 8, x(10**power), bottom, "#e4e4e4", 1)]
-        marks += [Text(x(10**power), TOP - 18, duration(10**power), "middle", 11, "#666666")]
+        marks += [Text(x(10**power), TOP - 18, _tick(power), "middle", 11, "#666666")]
     for number, pair in enumerate(found):
         marks += _row(pair, TOP + ROW * (number + 0.5), x)
     marks += [Text(20, bottom + 24 + 17 * n, line, size=11, colour="#666666") for n, line in enumerate(caption)]
     return Figure(LEFT + SCALE + RIGHT, bottom + 24 + 17 * len(caption), marks)
+
+
+def _tick(power: int) -> str:
+    return f"{10**power:,} s" if power >= 0 else f"{10 ** (power + 3):g} ms"
 
 
 def _legend(names: Sequence[str]) -> list[Mark]:

@@ -53,13 +53,19 @@ class Lap(NamedTuple):
 
     seconds: float
     processor: float  # seconds over all cores, its ended children's too: what a neighbour on the machine cannot stretch
+    peak_mb: float | None = None  # as the function of this name has it, where it was asked for
 
     def __truediv__(self, parts: int) -> Lap:
-        return Lap(self.seconds / parts, self.processor / parts)
+        return self._replace(seconds=self.seconds / parts, processor=self.processor / parts)
 
 
-def lap(work: Callable[[], Any]) -> tuple[Any, Lap]:
+def lap(work: Callable[[], Any], *, peak: bool = False) -> tuple[Any, Lap]:
     """The result of a call and what it took."""
+    if peak:
+        found: list[tuple[Any, Lap]] = []
+        megabytes = peak_mb(lambda: found.append(lap(work)))
+        result, taken = found[0]
+        return result, taken._replace(peak_mb=megabytes)
     start, used = time.perf_counter(), _processor_seconds()
     result = work()
     if torch.cuda.is_available():
@@ -73,11 +79,13 @@ def _processor_seconds() -> float:
 
 
 def summed_up(laps: Sequence[Lap]) -> Row:
-    """The median, spread and number of laps."""
-    seconds, processor = zip(*laps, strict=True)
+    """The median, spread and number of laps, and the largest of their peaks."""
+    seconds, processor, peaks = zip(*laps, strict=True)
     numbers = {"seconds": statistics.median(seconds), "processor": statistics.median(processor)}
     numbers |= {"min": min(seconds), "max": max(seconds)}
-    return {name: significant(value) for name, value in numbers.items()} | {"n": len(laps)}
+    known = [peak for peak in peaks if peak is not None]
+    more = {"peak_mb": max(known)} if known else {}
+    return {name: significant(value) for name, value in numbers.items()} | {"n": len(laps)} | more
 
 
 def significant(value: float) -> float:

@@ -22,7 +22,6 @@ class Pair(NamedTuple):
     beside: Row | None
     name: str  # of what is beside
     added: str  # by the engine to what is beside
-    peak: Row  # MB that each side takes, where it was measured
 
     @property
     def faster(self) -> float | None:
@@ -39,7 +38,7 @@ def pairs(rows: Iterable[Row]) -> Iterator[Pair]:
                 key = next((key for key in BESIDE if key in found), None)
                 stage = f"{row['stage']}, {part}".removesuffix(", ").replace("_", " ")
                 name = "" if key is None else found.get("beside_is", key.replace("_", " "))
-                yield Pair(stage, sizes, found["ours"], found.get(key), name, _overhead(found), _peak(found))
+                yield Pair(stage, sizes, found["ours"], found.get(key), name, _overhead(found))
 
 
 COLUMNS = ("stage", "sizes", "reid-fast", "beside it", "which is", "times faster", "processor", "peak MB")
@@ -56,7 +55,7 @@ def cells(pair: Pair) -> tuple[str, ...]:
         pair.name + pair.added,
         f"{pair.faster:.3g}" if pair.faster else "",
         _both(pair.ours.get("processor"), beside.get("processor"), duration),
-        _both(pair.peak.get("ours"), pair.peak.get("beside"), lambda megabytes: f"{megabytes:,.0f}"),
+        _both(pair.ours.get("peak_mb"), beside.get("peak_mb"), lambda megabytes: f"{megabytes:,.0f}"),
     )
 
 
@@ -89,11 +88,6 @@ def duration(seconds: float) -> str:
     if seconds >= 1000:
         return f"{seconds / 60:,.0f} min"
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
-
-
-def _peak(row: Row) -> Row:
-    peak = row.get("peak_mb", {})
-    return peak if isinstance(peak, dict) else {"ours": peak}
 
 
 def _overhead(row: Row) -> str:

@@ -59,7 +59,7 @@ class Sizes(NamedTuple):
 
 SCHEDULES = (Schedule("Market-1501", 12_936, 3_368, 15_913, 200), Schedule("MSMT17", 32_621, 11_659, 82_161, 400))
 SMOKE = Sizes(TINY, batch=16, steps=2, extracted=32, clustered=1_000, queries=20, runs=1)
-CPU = Sizes(PAPER, batch=32, steps=2, extracted=64, clustered=12_936, queries=300, runs=2)
+CPU = Sizes(PAPER, batch=32, steps=1, extracted=64, clustered=12_936, queries=300, runs=2)
 CUDA = Sizes(PAPER, batch=256, steps=10, extracted=2_048, clustered=12_936, queries=300, runs=3)
 AMP = {"float32": False, "mixed": True}
 
@@ -101,8 +101,8 @@ def _network(run: Run, peer: Peer, sizes: Sizes) -> dict[str, Callable[[], Lap]]
 
     laps = {
         "decoding": lambda: lap(decoding)[1] / sizes.extracted,
-        "extraction beside": lambda: peer("lap", 1, "extraction", sizes.extracted) / sizes.extracted,
-        "training beside": lambda: peer("lap", 1, "training", labels, memory.numpy()) / trained,
+        "extraction beside": lambda: peer("lap", 1, False, "extraction", sizes.extracted) / sizes.extracted,
+        "training beside": lambda: peer("lap", 1, False, "training", labels, memory.numpy()) / trained,
     }
     for name, amp in AMP.items():
         laps[f"extraction, {name}"] = lambda amp=amp: lap(lambda: extraction(amp))[1] / sizes.extracted
@@ -117,8 +117,8 @@ def _vectors(peer: Peer, sizes: Sizes, device: torch.device) -> dict[str, Callab
     pairs = sizes.queries * SCHEDULES[0].gallery
 
     def theirs() -> Lap:
-        jaccard, dbscan = peer("lap", 1, "jaccard", features), peer("lap", 1, "dbscan")
-        return Lap(jaccard.seconds + dbscan.seconds, jaccard.processor + dbscan.processor)
+        jaccard, dbscan = peer("lap", 1, True, "jaccard", features), peer("lap", 1, False, "dbscan")
+        return Lap(jaccard.seconds + dbscan.seconds, jaccard.processor + dbscan.processor, jaccard.peak_mb)
 
     def clustering(rows: Tensor) -> np.ndarray:
         return reid_fast.dbscan(reid_fast.jaccard_graph(rows, K1, K2, EPS), EPS)
@@ -126,13 +126,13 @@ def _vectors(peer: Peer, sizes: Sizes, device: torch.device) -> dict[str, Callab
     laps = {
         "clustering beside": theirs,
         "ranking": lambda: lap(lambda: _ranked(*ranked, device))[1] / pairs,
-        "ranking beside": lambda: peer("lap", 1, "ranking", *ranked) / pairs,
+        "ranking beside": lambda: peer("lap", 1, False, "ranking", *ranked) / pairs,
     }
     for schedule in SCHEDULES:
         rows = planted_features(min(schedule.train, sizes.clustered) if sizes is SMOKE else schedule.train)[0].to(
             device
         )
-        laps[f"clustering, {schedule.name}"] = lambda rows=rows: lap(lambda: clustering(rows))[1]
+        laps[f"clustering, {schedule.name}"] = lambda rows=rows: lap(lambda: clustering(rows), peak=True)[1]
     return laps
 
 
