@@ -29,6 +29,7 @@ from reid_fast.errors import UserError
 from reid_fast.evaluate import score_encoder
 from reid_fast.labels.extract import extract
 from reid_fast.metrics import Scores, rank_scores
+from reid_fast.ranks import ALONE, Ranks
 from reid_fast.train import Position, Run, build, label_images, train_epoch, train_step
 
 REPEATS = 10  # calls of a lap, where one is short
@@ -51,14 +52,14 @@ def epoch(smoke: bool, folders: Sequence[Path], peer: Peer) -> list[Row]:
 
 
 @contextmanager
-def opened(folder: Path | None, *flags: str) -> Iterator[Run]:
+def opened(folder: Path | None, *flags: str, ranks: Ranks = ALONE) -> Iterator[Run]:
     """A run as the driver builds it, on the set in a folder or the synthetic one; what it says goes to stderr."""
     where = [] if folder is None else ["--dataset", dataset_in(folder), "--data-dir", str(folder)]
     with tempfile.TemporaryDirectory() as logs, redirect_stdout(sys.stderr):
         config, _ = parse(["--method", "cc", *where, "--logs-dir", f"{logs}/run", *flags])
         before = torch.get_num_threads()
         try:
-            yield build(config)
+            yield build(config, ranks)
         finally:
             torch.set_num_threads(before)
 

@@ -18,6 +18,7 @@ from peer import REFERENCE, Peer
 from plot import check, plot
 from report import Row, machine, save_stage, where
 from rich.console import Console
+from scaling import scaling
 from step import step
 from table import pairs, table
 from whole import whole
@@ -25,13 +26,16 @@ from whole import whole
 from reid_fast.errors import UserError, exit_on_user_error
 
 RESULTS = Path(__file__).parent / "results"
-STAGES = ("images", "cluster", "step", "checkpoint", "overhead", "epoch", "whole")
+STAGES = ("images", "cluster", "step", "checkpoint", "overhead", "scaling", "epoch", "whole")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the chosen stages, keep their rows unless it was a smoke run, and show all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", choices=STAGES, nargs="+", default=STAGES, help="these instead of all")
+    parser.add_argument(
+        "--scaling", action="store_const", dest="stage", const=("scaling",), help="the stage of this name alone"
+    )
     parser.add_argument("--smoke", action="store_true", help="small sizes, a minute or two on a CPU, nothing kept")
     parser.add_argument(
         "--data-dir", type=Path, nargs="+", default=[], metavar="DIR", help="sets for epoch; overhead, whole: the first"
@@ -65,6 +69,7 @@ def run(arguments: argparse.Namespace) -> list[str]:
         stages = {"images": images, "cluster": cluster, "step": step, "checkpoint": checkpoint}
         stages |= {
             "overhead": lambda smoke: overhead(smoke, folders),
+            "scaling": lambda smoke: scaling(smoke, folders),
             "epoch": lambda smoke: epoch(smoke, folders, peer()),
             "whole": lambda smoke: whole(smoke, folders, peer()),
         }
