@@ -7,8 +7,11 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 
 .PHONY: demo test check bench gpu wheels clean
 
+# Cores are used by processes: docs/many-processes.md. The demo's batch has BatchNorm groups for four.
+RANKS = $(shell $(BIN)/python -c 'import os, torch; print(min(4, torch.cuda.device_count() or len(os.sched_getaffinity(0))))')
+
 demo: $(VENV)/.installed
-	$(BIN)/python -m reid_fast.train --method cc --amp
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(RANKS) -m reid_fast.train --method cc --amp
 
 # Two processes: half of the tests wait for a compiler, a child process or a disk.
 test: check

@@ -183,7 +183,8 @@ def build(config: Config, ranks: Ranks = ALONE, stop: Stop | None = None) -> Run
         share_groups(method, split)
     loss = with_shared_gradients(method, lambda batch: reduce(add, method.training_step(batch).values()), ranks)
     ranks.adopt([*method.parameters(), *method.buffers()])
-    console.say(f"{config.method} on {config.dataset}, {config.arch}, {device}, {amp or 'float32'} -> {path}")
+    where = f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device
+    console.say(f"{config.method} on {config.dataset}, {config.arch}, {where}, {amp or 'float32'} -> {path}")
     if split is not None:
         console.say(describe_ranks(config, split))
     loader = open_loader(
@@ -236,7 +237,7 @@ def describe_ranks(config: Config, split: Split) -> str:
     counts = " + ".join(str(share.stop - share.start) for share in split.shares)
     across = ", whose statistics ranks share" if split.spans(config.bn_group) else ""
     return (
-        f"{ranks.size} processes of {torch.get_num_threads()} CPU threads: {counts} images of each batch, "
+        f"{ranks.size} processes: {counts} images of each batch, "
         f"in BatchNorm groups of {config.bn_group or config.batch_size}{across}"
     )
 

@@ -2,15 +2,19 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from reid_fast.data.sets import ImageSet, TrainingSet
 from reid_fast.errors import UserError
+from reid_fast.methods.cc import CcConfig
 from reid_fast.metrics import rank_scores
 from reid_fast.models.norm import GroupedBatchNorm2d, share_groups
 from reid_fast.ranks import ALONE, Ranks, Split
+from reid_fast.train import describe_ranks, split_batches
 
 CPU = torch.device("cpu")
 # images, images that stay together, BatchNorm group
@@ -182,3 +186,21 @@ def test_what_torchrun_sets_is_read(monkeypatch):
     with pytest.raises(UserError, match="start them with torchrun"):
         Ranks.from_environment()
     assert "RANK" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("ranks", "group", "counts", "shared"),
+    [(2, 8, "16 + 8", False), (3, 8, "8 + 8 + 8", False), (2, 0, "12 + 12", True), (4, 8, "8 + 8 + 4 + 4", True)],
+)
+def test_a_batch_goes_to_ranks_by_groups_or_by_identities(ranks, group, counts, shared):
+    config = CcConfig(batch_size=24, num_instances=4, bn_group=group)
+    split = split_batches(config, TrainingSet(ImageSet([], np.empty(0, int), np.empty(0, int))), Ranks(0, ranks), CPU)
+    said = describe_ranks(config, split)
+    assert f"{ranks} processes: {counts} images" in said
+    assert ("statistics ranks share" in said) == shared == split.spans(group)
+
+
+def test_more_ranks_than_identities_are_refused():
+    config = CcConfig(batch_size=24, num_instances=4)
+    with pytest.raises(UserError, match="holds 6 identities, too few for 7 processes: start at most 6"):
+        split_batches(config, TrainingSet(ImageSet([], np.empty(0, int), np.empty(0, int))), Ranks(0, 7), CPU)
