@@ -1,5 +1,6 @@
 """Runs of several ranks for the tests: in processes of their own, or by torchrun with a fault at a chosen step."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -19,7 +20,6 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 from inputs import TINY
 
 from reid_fast import train as driver
-from reid_fast.command_line import parse
 from reid_fast.errors import Stopped
 from reid_fast.models.resnet import ARCHS, Arch, BasicBlock
 from reid_fast.ranks import ALONE, Ranks
@@ -61,12 +61,12 @@ def watched(seen, stop_at=None):
         driver.train_step, driver.save = step, save
 
 
-def train(flags, ranks, stop_at=None):
+def train(config, ranks, stop_at=None):
     """Train as the command does; a run that was stopped has left what it saw."""
     seen = Trained()
     with watched(seen, stop_at):
         try:
-            driver.train(parse(flags)[0], ranks)
+            driver.train(config, ranks)
         except Stopped:
             if ranks.group is not None:
                 dist.destroy_process_group()
@@ -74,17 +74,23 @@ def train(flags, ranks, stop_at=None):
 
 
 def work(rank, size, folder, jobs):
-    """One rank's process: it trains for each job (name, flags, the rank that SIGTERM reaches, behind which step)."""
+    """One rank's process: it trains for each job (name, config, the rank that SIGTERM reaches, behind which step)."""
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / f"store of {jobs[0][0]}"), size) if size > 1 else None
-    for name, flags, stopped, stop_at in jobs:
+    for name, config, stopped, stop_at in jobs:
         ranks = Ranks(rank, size, rank, size, dist.PrefixStore(name, store)) if size > 1 else ALONE
-        torch.save(vars(train(flags, ranks, stop_at if rank == stopped else None)), folder / f"{name}-{rank}.pt")
+        torch.save(vars(train(config, ranks, stop_at if rank == stopped else None)), folder / f"{name}-{rank}.pt")
+
+
+def start_together(work, size, *arguments):
+    """Call work(rank, *arguments) in `size` processes, forked from one that has imported what takes seconds."""
+    multiprocessing.set_forkserver_preload(["ranks.runs", "nvidia.dali", "scipy", "sklearn"])
+    mp.start_processes(work, arguments, size, start_method="forkserver")
 
 
 def train_together(size, folder, jobs):
     """Let `size` processes do the jobs: name -> what each rank saw."""
-    mp.spawn(work, (size, folder, jobs), size)
+    start_together(work, size, size, folder, jobs)
     return {job[0]: [torch.load(folder / f"{job[0]}-{rank}.pt") for rank in range(size)] for job in jobs}
 
 

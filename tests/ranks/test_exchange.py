@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks.runs import start_together
 
 from reid_fast.data.sets import ImageSet, TrainingSet
 from reid_fast.errors import UserError
@@ -106,7 +106,7 @@ def retrieval():
 def found(request, tmp_path_factory):
     """What each rank found."""
     folder = tmp_path_factory.mktemp("exchange")
-    mp.spawn(exchange, (request.param, folder), request.param)
+    start_together(exchange, request.param, request.param, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(request.param)]
 
 

@@ -1,12 +1,14 @@
 """Two and three ranks train as one process does: every method, with a source, with groups that span ranks."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from inputs import argv
 from ranks.runs import SMALL, train_together
 
+from reid_fast.command_line import parse
 from reid_fast.methods import method_names, settings_class
 
 SYSTEMS = [*method_names(), "cc with a source", "spcl with a source"]
@@ -15,31 +17,36 @@ SPANNING = {"cap in one group": 0, "cc with a source in one group": 0, "cc in gr
 
 
 @pytest.fixture(scope="module")
-def flags(people, others, tmp_path_factory):
-    """The command line of a system's smallest run."""
+def settings(people, others, tmp_path_factory):
+    """The settings of a system's smallest run."""
 
     def of(system, **more):
         method = system.split()[0]
-        settings = SMALL | {"data_dir": people, "logs_dir": tmp_path_factory.mktemp("run")}
+        flags = SMALL | {"data_dir": people, "logs_dir": tmp_path_factory.mktemp("run")}
         if "camera_epoch" in settings_class(method).__dataclass_fields__:
-            settings |= {"camera_epoch": 0}
+            flags |= {"camera_epoch": 0}
         if "source" in system:
-            settings |= {"source": "market1501", "source_dir": others}
+            flags |= {"source": "market1501", "source_dir": others}
         if system in SPANNING:
-            settings |= {"bn_group": SPANNING[system]}
+            flags |= {"bn_group": SPANNING[system]}
         # From its third step on Adam makes rounding visible: a gradient of nearly nothing moves a weight by --lr.
-        return argv(**settings | {"method": method.replace("_", "-"), "lr": 1e-4} | more)
+        return parse(argv(**flags | {"method": method.replace("_", "-"), "lr": 1e-4} | more))[0]
 
     return of
 
 
 @pytest.fixture(scope="module")
-def runs(flags, tmp_path_factory):
+def runs(settings, tmp_path_factory):
     """What one, two and three ranks saw of every system: [system][ranks][rank]."""
     folder = tmp_path_factory.mktemp("ranks")
     found = {system: {} for system in (*SYSTEMS, *SPANNING)}
+    configs = {system: settings(system) for system in found}
     for size in (1, 2, 3):
-        jobs = [(f"{system} by {size}", flags(system), None, None) for system in found]
+        logs = folder / str(size)
+        jobs = [
+            (f"{system} by {size}", replace(config, logs_dir=logs / system), None, None)
+            for system, config in configs.items()
+        ]
         for name, seen in train_together(size, folder, jobs).items():
             found[name.rpartition(" by ")[0]][size] = seen
     return found
@@ -77,11 +84,14 @@ def test_memories_have_the_rows_of_one_process(runs, system):
         torch.testing.assert_close(first["end"][name], alone["end"][name], rtol=0, atol=1e-3)
 
 
-def test_a_rerun_and_a_resumed_run_have_the_same_bits_and_other_ranks_may_go_on(flags, tmp_path):
+def test_a_rerun_and_a_resumed_run_have_the_same_bits_and_other_ranks_may_go_on(settings, tmp_path):
     """Three ranks, because the sum of three depends on its order."""
 
-    def job(name, *more, stop=(None, None), **settings):
-        return name, [*flags("rcl", epochs=2, logs_dir=tmp_path / name.split(" then ")[0], **settings), *more], *stop
+    config = settings("rcl", epochs=2)
+
+    def job(name, *, stop=(None, None)):
+        folder, _, then = name.partition(" then ")
+        return name, replace(config, logs_dir=tmp_path / folder, resume=bool(then)), *stop
 
     whole = train_together(3, tmp_path, [job("whole"), job("again"), job("stopped", stop=(1, 14))])
     # The epoch's fourth step: SIGTERM reaches one rank, and all end behind the same one.
@@ -91,9 +101,9 @@ def test_a_rerun_and_a_resumed_run_have_the_same_bits_and_other_ranks_may_go_on(
         (tmp_path / name).mkdir()
         for file in (tmp_path / "stopped").iterdir():
             (tmp_path / name / file.name).write_bytes(file.read_bytes())
-    resumed = train_together(3, tmp_path, [job("stopped then resumed", "--resume")])["stopped then resumed"]
-    fewer = train_together(2, tmp_path, [job("two then resumed", "--resume")])["two then resumed"]
-    (alone,) = train_together(1, tmp_path, [job("one then resumed", "--resume")])["one then resumed"]
+    resumed = train_together(3, tmp_path, [job("stopped then resumed")])["stopped then resumed"]
+    fewer = train_together(2, tmp_path, [job("two then resumed")])["two then resumed"]
+    (alone,) = train_together(1, tmp_path, [job("one then resumed")])["one then resumed"]
 
     end = whole["whole"][0]["end"]
     for seen in (*whole["again"], *resumed):
@@ -104,3 +114,14 @@ def test_a_rerun_and_a_resumed_run_have_the_same_bits_and_other_ranks_may_go_on(
     assert len({(tmp_path / name / "metrics.jsonl").read_text().count("\n") for name in ("whole", "two", "one")}) == 1
     rows = [json.loads(line) for line in (tmp_path / "stopped/metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [0, 1, 2]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("system", ["cc", "ice", "cap in one group"])
+def test_two_ranks_share_a_gpu(settings, tmp_path, system):
+    """NCCL refuses that; gloo exchanges through the host."""
+    config = settings(system, device="cuda:0")
+    (alone,) = train_together(1, tmp_path, [("one", replace(config, logs_dir=tmp_path / "1"), None, None)])["one"]
+    both = train_together(2, tmp_path, [("two", replace(config, logs_dir=tmp_path / "2"), None, None)])["two"]
+    assert both[0]["losses"] == both[1]["losses"]
+    torch.testing.assert_close(both[0]["losses"], alone["losses"], rtol=1e-3, atol=0)
