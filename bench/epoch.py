@@ -85,7 +85,7 @@ class Sides:
     def __init__(self, run: Run, peer: Peer, runs: int) -> None:
         self.run, self.peer, self.runs = run, peer, runs
         self.config, self.method, self.encoder = run.config, run.method, run.method.model
-        self.train, self.query, self.gallery = run.data.train, *test_images(run)
+        self.train, self.query, self.gallery = run.data.train, *evaluated_images(run)
         self._epoch()  # one before all others: clusters as they are in training, and warm caches
         self.labels = label_images(run)
         self.features = extract(self.encoder, run.loader.target)
@@ -261,7 +261,7 @@ class Sides:
         train_epoch(run)
 
 
-def test_images(run: Run) -> tuple[ImageSet, ImageSet]:
+def evaluated_images(run: Run) -> tuple[ImageSet, ImageSet]:
     """Queries and gallery.
 
     Raises:

@@ -80,7 +80,7 @@ class Side:
     def mean_precision(self, query: np.ndarray, gallery: np.ndarray) -> float:
         """mAP of the test images' features [Q, D] and [G, D]."""
         loader = [_loaded(query, self.task.query), _loaded(gallery, self.task.gallery)]
-        return float(self._scores(nn.Identity(), loader)[1])
+        return float(self._scores(nn.Identity(), loader))
 
     def jaccard_distance(self, features: np.ndarray, ranking: np.ndarray) -> np.ndarray:
         """[N, N] of the features [N, D] with a given ranking [N, k1] instead of a search's."""
@@ -168,7 +168,7 @@ class Side:
         ]
         loader = [_loaded(rows.numpy(), images) for (rows, _, _), images in zip(people, sets, strict=True)]
         evaluate = self.parts["Evaluator"](nn.Identity()).evaluate
-        return lambda: evaluate(loader, *map(_triples, sets), cmc_flag=True)
+        return lambda: evaluate(loader, *map(_triples, sets), cmc_flag=False)
 
     def evaluation(self) -> Work:
         """Features and scores of the test images, from their files."""
@@ -255,9 +255,9 @@ class Side:
         trainer = self.parts["ClusterContrastTrainer"](self.encoder, memory)
         trainer.train(0, loader, optimizer, print_freq=SILENT, train_iters=steps)
 
-    def _scores(self, model: nn.Module, loader: Any) -> tuple[np.ndarray, float]:
+    def _scores(self, model: nn.Module, loader: Any) -> float:
         both = map(_triples, (self.task.query, self.task.gallery))
-        return self.parts["Evaluator"](model).evaluate(loader, *both, cmc_flag=True)
+        return self.parts["Evaluator"](model).evaluate(loader, *both, cmc_flag=False)  # mAP, as within a training
 
 
 class _Repeated:

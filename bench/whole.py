@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from epoch import drained, opened, test_images
+from epoch import drained, evaluated_images, opened
 from peer import Peer
 from peer_side import Task
 from planted import planted_features, random_people
@@ -83,7 +83,7 @@ def _network(run: Run, peer: Peer, sizes: Sizes) -> dict[str, Callable[[], Lap]]
     memory = F.normalize(torch.randn(int(labels.max()) + 1, method.model.width))
     method.fill_memory(memory[labels].to(run.device), labels)
     weights = {name: value.cpu().numpy() for name, value in method.model.state_dict().items()}
-    parts = run.data.train, *test_images(run)
+    parts = run.data.train, *evaluated_images(run)
     peer("start", Task(run.config, *parts, weights, str(run.device), torch.get_num_threads()))
     first = Part(run.loader.target, 0, sizes.extracted)
     stream = ImageStream(first.paths, run.config.size, device=run.device, threads=run.config.workers)
