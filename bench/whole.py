@@ -61,6 +61,7 @@ SCHEDULES = (Schedule("Market-1501", 12_936, 3_368, 15_913, 200), Schedule("MSMT
 SMOKE = Sizes(TINY, batch=16, steps=2, extracted=32, clustered=1_000, queries=20, runs=1)
 CPU = Sizes(PAPER, batch=32, steps=1, extracted=64, clustered=12_936, queries=300, runs=2)
 CUDA = Sizes(PAPER, batch=256, steps=10, extracted=2_048, clustered=12_936, queries=300, runs=3)
+WARM_UP = 2  # steps in which oneDNN compiles its bfloat16 kernels: four times as long as the third
 AMP = {"float32": False, "mixed": True}
 
 
@@ -70,7 +71,9 @@ def whole(smoke: bool, folders: Sequence[Path], peer: Peer) -> list[Row]:
     batch = ("--batch-size", str(sizes.batch), "--bn-group", str(min(64, sizes.batch)), "--num-instances", "4")
     flags = (*sizes.flags, *batch, "--iters", str(sizes.steps), "--weights", "none", "--threads", "0")
     with opened(folders[0] if folders else None, *flags) as run:
-        laps = _network(run, peer, sizes) | _vectors(peer, sizes, run.device)
+        network = _network(run, peer, sizes)
+        interleaved(list(network.values()), WARM_UP)
+        laps = network | _vectors(peer, sizes, run.device)
         costs = dict(zip(laps, interleaved(list(laps.values()), sizes.runs), strict=True))
         parts = {"stage": "parts of a run", "measured": sizes._asdict(), "costs": costs, "assumes": ASSUMES}
         rows = [projection(run, peer, sizes, schedule, name, costs) for schedule in SCHEDULES for name in AMP]
