@@ -15,7 +15,7 @@ from reid_fast.errors import UserError
 
 OURS, THEIRS, GREY, INK = "#1b6ca8", "#d1701f", "#b8b8b8", "#222222"
 # Pixels: where the scale begins and how wide it is, what stands on its right, a row, what stands above the rows.
-LEFT, SCALE, RIGHT, ROW, TOP = 260, 620, 90, 27, 92
+LEFT, SCALE, RIGHT, ROW, TOP = 290, 620, 90, 34, 92
 FINE = 4  # a PNG is drawn this much larger, then reduced to twice the size
 
 
@@ -95,13 +95,13 @@ def figure(found: Sequence[Pair], caption: Sequence[str]) -> Figure:
         marks += [Line(x(10**power), TOP - 8, x(10**power), bottom, "#e4e4e4", 1)]
         marks += [Text(x(10**power), TOP - 18, _tick(power), "middle", 11, "#666666")]
     for number, pair in enumerate(found):
-        marks += _row(pair, TOP + ROW * (number + 0.5), x)
+        marks += _row(pair, _apart(pair, found), TOP + ROW * (number + 0.5), x)
     marks += [Text(20, bottom + 24 + 17 * n, line, size=11, colour="#666666") for n, line in enumerate(caption)]
     return Figure(LEFT + SCALE + RIGHT, bottom + 24 + 17 * len(caption), marks)
 
 
 def _tick(power: int) -> str:
-    return f"{10**power:,} s" if power >= 0 else f"{10 ** (power + 3):g} ms"
+    return f"1e{power} s" if power > 2 else f"{10**power} s" if power >= 0 else f"{10 ** (power + 3):g} ms"
 
 
 def _legend(names: Sequence[str]) -> list[Mark]:
@@ -109,11 +109,18 @@ def _legend(names: Sequence[str]) -> list[Mark]:
     return [ours, Text(38, 54, "reid-fast"), theirs, Text(138, 54, ", ".join(names))]
 
 
-def _row(pair: Pair, y: float, x: Callable[[float], float]) -> list[Mark]:
+def _apart(pair: Pair, found: Sequence[Pair]) -> str:
+    """The sizes of a pair that not all of its stage have."""
+    others = [set(other.sizes.split()) for other in found if other.stage == pair.stage]
+    return " ".join(size for size in pair.sizes.split() if not all(size in sizes for sizes in others))
+
+
+def _row(pair: Pair, sizes: str, y: float, x: Callable[[float], float]) -> list[Mark]:
     sides = sorted([(pair.ours["seconds"], OURS), (pair.beside["seconds"], THEIRS)])
     (low, left), (high, right) = sides
     return [
-        Text(LEFT - 16, y, pair.stage, "end"),
+        Text(LEFT - 16, y - 7 * bool(sizes), pair.stage, "end"),
+        *([Text(LEFT - 16, y + 9, sizes, "end", 9, "#666666")] if sizes else []),
         Line(x(low), y, x(high), y),
         Dot(x(low), y, left),
         Dot(x(high), y, right),
@@ -153,5 +160,6 @@ def png(drawn: Figure) -> Image.Image:
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), mark.colour)
         else:
             anchor = {"start": "lm", "middle": "mm", "end": "rm"}[mark.anchor]
-            draw.text((x, y), mark.text, mark.colour, ImageFont.load_default(FINE * mark.size), anchor)
+            text = mark.text.replace("×", "x")  # which Pillow's own font lacks
+            draw.text((x, y), text, mark.colour, ImageFont.load_default(FINE * mark.size), anchor)
     return image.reduce(FINE // 2)
