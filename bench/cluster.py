@@ -1,6 +1,12 @@
-"""The clustering stage, features to labels: the published way beside ours, then the growth of what follows the kNN."""
+"""The clustering stage, features to labels: the published way beside ours, then the growth of what follows the kNN.
+
+`python bench/cluster.py 4000000 [WIDTH]` prints that growth, and the approximate kNN, for one size.
+"""
 
 from __future__ import annotations
+
+import json
+import sys
 
 import numpy as np
 import torch
@@ -13,6 +19,7 @@ from sklearn.cluster import DBSCAN
 
 import reid_fast
 from reid_fast import _C
+from reid_fast.clustering import knn_ivf
 from reid_fast.clustering.dbscan import dbscan_ref
 from reid_fast.clustering.jaccard import jaccard_graph_ref
 
@@ -96,15 +103,26 @@ def _reference(rows: np.ndarray, neighbours: tuple[torch.Tensor, torch.Tensor]) 
     return found, {"published_dense": seconds}
 
 
-def _growth(n: int) -> Row:
-    features, *neighbours = planted_neighbours(n, K1)
+def _growth(n: int, width: int = 32, runs: int = 3) -> Row:
+    features, *neighbours = planted_neighbours(n, K1, width)
 
     def labels() -> np.ndarray:
         return reid_fast.dbscan(_graph(features, neighbours), EPS, MIN_SAMPLES)
 
-    found, seconds = timed(labels, 3)
+    found, seconds = timed(labels, runs)
     row = {"stage": "cluster growth", "n": len(features), "width": features.shape[1], "ours": seconds}
     return {**row, "clusters": int(found.max() + 1), "peak_mb": peak_mb(labels)}
+
+
+def _approximate(n: int, width: int) -> Row:
+    features, results = planted_features(n, width)[0], []
+
+    def search() -> None:
+        results.append(timed(lambda: knn_ivf(features, K1), 1))
+
+    peak = peak_mb(search)
+    (*_, recall), seconds = results[0]
+    return {"stage": "approximate kNN", "n": n, "width": width, "ours": seconds, "recall": recall, "peak_mb": peak}
 
 
 def _faiss_search(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,3 +144,9 @@ def _bf16_rate() -> float:
     square @ square
     _, seconds = timed(lambda: square @ square, 5)
     return 2 * 2048**3 / seconds["min"]
+
+
+if __name__ == "__main__":
+    n, width = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 128
+    for measure in (lambda: _growth(n, width, 1), lambda: _approximate(n, width)):
+        print(json.dumps(measure(), indent=1), flush=True)

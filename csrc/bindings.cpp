@@ -85,6 +85,24 @@ py::tuple py_knn(const CArray<float>& rows, int k, int64_t begin, int64_t end, c
                         to_numpy(std::move(found.similarity), {end - begin, k}));
 }
 
+py::tuple py_knn_in_lists(const CArray<float>& rows, int k, const CArray<int32_t>& members,
+                          const CArray<int64_t>& start, const CArray<int64_t>& near_start,
+                          const CArray<int32_t>& near) {
+  const Features features = features_of(rows);
+  require(2 <= k && k <= features.n, "k must lie in 2..N");
+  require(members.size() == features.n && start.size() > 1 && near_start.size() == start.size() &&
+              start.data()[start.size() - 1] == features.n && near_start.data()[start.size() - 1] == near.size(),
+          "lists: members must be [N], start and near_start [lists + 1] and end with the lengths of members and near");
+  const Lists lists{members.data(), start.data(), near_start.data(), near.data(), start.size() - 1};
+  Neighbours found = without_gil([&](const Run& run) {
+    const Neighbours nearest = knn_in_lists(features, k, lists, "auto", run);
+    const Ranking ranking{nearest.index.begin(), nearest.similarity.begin(), features.n, k};
+    return neighbours_of_neighbours(features, ranking, members.data(), run);
+  });
+  return py::make_tuple(to_numpy(std::move(found.index), {features.n, k}),
+                        to_numpy(std::move(found.similarity), {features.n, k}));
+}
+
 void require_sound(const Ranking& ranking) {
   const std::string fault = without_gil([&](const Run& run) { return fault_of(ranking, run); });
   require(fault.empty(), "neighbours: " + fault);
@@ -203,6 +221,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("similarity_kernels", &similarity_kernels, "Kernels of `knn` this processor can run, fastest first.");
   module.def("knn", &py_knn, py::arg("rows").noconvert(), py::arg("k"), py::arg("begin"), py::arg("end"),
              py::arg("kernel") = "auto");
+  module.def("knn_in_lists", &py_knn_in_lists, py::arg("rows").noconvert(), py::arg("k"),
+             py::arg("members").noconvert(), py::arg("start").noconvert(), py::arg("near_start").noconvert(),
+             py::arg("near").noconvert());
   module.def("check_neighbours", &py_check_neighbours, py::arg("index").noconvert(), py::arg("similarity").noconvert());
   module.def("jaccard_graph", &py_jaccard_graph, py::arg("rows").noconvert(), py::arg("index").noconvert(),
              py::arg("similarity").noconvert(), py::arg("k2"), py::arg("max_distance"), py::arg("most"));

@@ -140,6 +140,24 @@ std::vector<std::string> similarity_kernels();
 // Step 1: rows [begin, end) of the exact kNN by (similarity descending, index ascending), the row itself first.
 Neighbours knn(const Features& features, int k, int64_t begin, int64_t end, const std::string& kernel, const Run& run);
 
+// Rows apart in lists, and which lists are looked at together.
+struct Lists {
+  const int32_t* row;         // [N] all rows, list by list
+  const int64_t* start;       // [lists + 1], in `row`
+  const int64_t* near_start;  // [lists + 1], in `near`
+  const int32_t* near;        // of each list, ascending: itself among them, and of each other list if that has this one
+  int64_t count;              // of lists
+};
+
+// Step 1 in part: the k nearest of each row, as `knn` has them, among the rows of the lists near its own, which are k
+// at least.
+Neighbours knn_in_lists(const Features& features, int k, const Lists& lists, const std::string& kernel, const Run& run);
+
+// The K nearest of each row among its neighbours and theirs, as `knn` has them. `sequence` holds all rows, near ones
+// together.
+Neighbours neighbours_of_neighbours(const Features& features, const Ranking& ranking, const int32_t* sequence,
+                                    const Run& run);
+
 // An empty text, or what is wrong with the first bad row: out of range, not itself first, a neighbour twice, no cosine.
 // The other stages rely on a sound ranking.
 std::string fault_of(const Ranking& ranking, const Run& run);

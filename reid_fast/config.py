@@ -133,7 +133,7 @@ class ClusteringSettings:
     k2: Count = 6
     """neighbours in the query expansion"""
     knn: Literal["exact", "ivf"] = "exact"
-    """all neighbours, or approximate ones through faiss, for millions of images; its recall is printed"""
+    """all neighbours, or approximate ones, for millions of images; their recall is printed"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,18 +37,27 @@ class Spinlock {
   std::atomic_flag flag_ = ATOMIC_FLAG_INIT;
 };
 
-// The candidates of rows [begin, end), in buffers of a fixed size.
+// The candidates of the rows at places [begin, end), in buffers of a fixed size.
 class Candidates {
  public:
-  Candidates(const Features& features, const Panels& panels, int64_t begin, int64_t end, int k)
+  Candidates(const Features& features, const std::vector<int32_t>& places, const Panels& panels, int64_t begin,
+             int64_t end, int k)
       : features_(features),
+        places_(places),
         panels_(panels),
         begin_(begin),
         end_(end),
         k_(k),
-        capacity_(std::max(4 * k, 64)),
+        capacity_(std::max(3 * k, 64)),
         entry_((end - begin) * capacity_),
-        rows_(end - begin) {}
+        rows_(end - begin) {
+    // What is at no row's place reaches no floor.
+    for (int64_t i = begin; i < end; ++i) {
+      if (places[i] < 0) rows_[i - begin].floor.store(kInfinity, std::memory_order_relaxed);
+    }
+  }
+
+  int32_t row_at(int64_t i) const { return places_[i]; }
 
   // Products below the floor are of no interest. Others may raise it meanwhile: a stale one lets a few more through.
   void floors(int64_t panel, float* out) const {
@@ -58,11 +67,11 @@ class Candidates {
     }
   }
 
-  void offer(int64_t i, float product, int64_t other) {
+  void offer(int64_t i, float product, int32_t other) {
     Row& row = rows_[i - begin_];
     std::lock_guard<Spinlock> lock(row.lock);
     if (product < row.floor.load(std::memory_order_relaxed)) return;
-    entries(i)[row.size++] = {product, static_cast<int32_t>(other)};
+    entries(i)[row.size++] = {product, other};
     if (row.size == capacity_) row.floor.store(make_room(i, row), std::memory_order_relaxed);
   }
 
@@ -100,7 +109,9 @@ class Candidates {
 
   Scored* entries(int64_t i) { return entry_.begin() + (i - begin_) * capacity_; }
 
-  Scored scored(int64_t i, int32_t j) const { return {dot(features_.row(i), features_.row(j), features_.width), j}; }
+  Scored scored(int64_t i, int32_t j) const {
+    return {dot(features_.row(places_[i]), features_.row(j), features_.width), j};
+  }
 
   // Returns the floor of what may still be among the k best.
   float make_room(int64_t i, Row& row) {
@@ -127,6 +138,7 @@ class Candidates {
   }
 
   const Features& features_;
+  const std::vector<int32_t>& places_;
   const Panels& panels_;
   int64_t begin_, end_;
   int k_, capacity_;

@@ -1,6 +1,8 @@
 // Exact kNN of L2-normalised rows among themselves. Packed products pick the candidates of a row: everything within
 // twice a proven error bound of the k-th best product. The fp32 `dot` settles them. Products are symmetric, so a panel
 // pair serves both its rows and its columns.
+#include <numeric>
+
 #include "cpu/candidates.h"
 #include "cpu/dot.h"
 #include "cpu/panels.h"
@@ -30,7 +32,7 @@ REID_VECTOR_VARIANTS bool reaches(const float* product, float row_floor, const f
 }
 
 // Offers the products of panels p and q to the rows of p and, where q has not had its own turn, to the rows of q.
-void select(const float* product, int64_t p, int64_t q, bool both, int64_t n, Candidates& candidates) {
+void select(const float* product, int64_t p, int64_t q, bool both, Candidates& candidates) {
   float row_floor[kPanel], column_floor[kPanel];
   candidates.floors(p, row_floor);
   if (both) {
@@ -43,40 +45,56 @@ void select(const float* product, int64_t p, int64_t q, bool both, int64_t n, Ca
     const int64_t i = p * kPanel + r;
     for (int c = 0; c < kPanel; ++c) {
       const int64_t j = q * kPanel + c;
-      if (i >= n || j >= n || i == j) continue;
-      if (product[c] >= row_floor[r]) candidates.offer(i, product[c], j);
-      if (product[c] >= column_floor[c]) candidates.offer(j, product[c], i);
+      if (candidates.row_at(i) < 0 || candidates.row_at(j) < 0 || i == j) continue;
+      if (product[c] >= row_floor[r]) candidates.offer(i, product[c], candidates.row_at(j));
+      if (product[c] >= column_floor[c]) candidates.offer(j, product[c], candidates.row_at(i));
     }
   }
 }
 
-void collect(const Kernel& kernel, const Panels& panels, int64_t begin, int64_t end, int64_t n, const Run& run,
-             Candidates& candidates) {
-  const int64_t first = begin / kPanel, last = (end + kPanel - 1) / kPanel;
-  const int64_t stripes = (last - first + kStripe - 1) / kStripe;
+struct Range {
+  int64_t begin, end;
+};
+
+// Multiplies a stripe of panels with others, once for a pair of which both are among `own`.
+void multiply_stripe(const Kernel& kernel, const Panels& panels, Range stripe, Range others, Range own, float* product,
+                     Candidates& candidates) {
+  for (int64_t q = others.begin; q < others.end; ++q) {
+    const bool shared = own.begin <= q && q < own.end;
+    for (int64_t p = stripe.begin; p < stripe.end; ++p) {
+      if (shared && q < p) continue;
+      multiply(kernel, panels, p, q, product);
+      select(product, p, q, shared && p < q, candidates);
+    }
+  }
+}
+
+Range stripe_of(int64_t number, Range of) {
+  const int64_t first = of.begin + number * kStripe;
+  return {first, std::min(first + kStripe, of.end)};
+}
+
+void collect(const Kernel& kernel, const Panels& panels, Range own, const Run& run, Candidates& candidates) {
+  const int64_t stripes = (own.end - own.begin + kStripe - 1) / kStripe;
   const int64_t chunks = (panels.count() + kChunk - 1) / kChunk;
   parallel_blocks(stripes * chunks, 1, run, [&] {
     return [&, product = std::vector<float>(kPanel * kPanel)](int64_t item, int64_t) mutable {
-      const int64_t stripe = first + item / chunks * kStripe, chunk = item % chunks * kChunk;
-      for (int64_t q = chunk; q < std::min(chunk + kChunk, panels.count()); ++q) {
-        const bool own = first <= q && q < last;
-        for (int64_t p = stripe; p < std::min(stripe + kStripe, last); ++p) {
-          if (own && q < p) continue;
-          multiply(kernel, panels, p, q, product.data());
-          select(product.data(), p, q, own && p < q, n, candidates);
-        }
-      }
+      const int64_t chunk = item % chunks * kChunk;
+      const Range others{chunk, std::min(chunk + kChunk, panels.count())};
+      multiply_stripe(kernel, panels, stripe_of(item / chunks, own), others, own, product.data(), candidates);
     };
   });
 }
 
-// The k most similar of each of `rows`, by `dot` against everything: for the rows whose candidates did not fit.
-void search_exhaustively(const Features& features, int k, const int64_t* rows, int count,
+// The k most similar of each of `rows`, by `dot` against what `for_each_other` names: for the rows whose candidates did
+// not fit.
+template <class ForEachOther>
+void search_exhaustively(const Features& features, int k, const int32_t* rows, int count, ForEachOther for_each_other,
                          std::vector<std::vector<Scored>>& best) {
-  for (int64_t j = 0; j < features.n; ++j) {
+  for_each_other([&](int32_t j) {
     for (int r = 0; r < count; ++r) {
       if (rows[r] == j) continue;
-      const Scored scored{dot(features.row(rows[r]), features.row(j), features.width), static_cast<int32_t>(j)};
+      const Scored scored{dot(features.row(rows[r]), features.row(j), features.width), j};
       std::vector<Scored>& heap = best[r];
       if (static_cast<int>(heap.size()) == k) {
         if (!(scored < heap.front())) continue;
@@ -86,7 +104,7 @@ void search_exhaustively(const Features& features, int k, const int64_t* rows, i
       heap.push_back(scored);
       std::push_heap(heap.begin(), heap.end());
     }
-  }
+  });
   for (int r = 0; r < count; ++r) std::sort_heap(best[r].begin(), best[r].end());
 }
 
@@ -119,6 +137,31 @@ class Result {
   Neighbours neighbours_;
 };
 
+// Writes the rows at places [begin, end) whose candidates settle them; returns the places of the others.
+std::vector<int64_t> settle(Candidates& candidates, int64_t begin, int64_t end, const Run& run, Result& result) {
+  parallel_blocks(end - begin, kRows, run, [&] {
+    return [&, best = std::vector<Scored>()](int64_t from, int64_t to) mutable {
+      for (int64_t i = begin + from; i < begin + to; ++i) {
+        if (candidates.row_at(i) < 0 || candidates.given_up(i)) continue;
+        candidates.settle(i, best);
+        result.write(candidates.row_at(i), best);
+      }
+    };
+  });
+  std::vector<int64_t> rest;
+  for (int64_t i = begin; i < end; ++i) {
+    if (candidates.row_at(i) >= 0 && candidates.given_up(i)) rest.push_back(i);
+  }
+  return rest;
+}
+
+// Each row at its own place.
+std::vector<int32_t> in_sequence(int64_t n) {
+  std::vector<int32_t> places((n + kPanel - 1) / kPanel * kPanel, -1);
+  std::iota(places.begin(), places.begin() + n, 0);
+  return places;
+}
+
 }  // namespace
 
 Neighbours knn(const Features& features, int k, int64_t begin, int64_t end, const std::string& kernel_name,
@@ -130,29 +173,100 @@ Neighbours knn(const Features& features, int k, int64_t begin, int64_t end, cons
     return result.take();
   }
 
-  const Panels panels(features, kernel, run);
-  Candidates candidates(features, panels, begin, end, k - 1);
-  collect(kernel, panels, begin, end, features.n, run, candidates);
+  const std::vector<int32_t> places = in_sequence(features.n);
+  const Panels panels(features, places, kernel, run);
+  Candidates candidates(features, places, panels, begin, end, k - 1);
+  collect(kernel, panels, {begin / kPanel, (end + kPanel - 1) / kPanel}, run, candidates);
+  const std::vector<int64_t> found = settle(candidates, begin, end, run, result);
+  const std::vector<int32_t> rest(found.begin(), found.end());
+  parallel_blocks(static_cast<int64_t>(rest.size()), kRows, run, [&] {
+    return [&](int64_t from, int64_t to) {
+      std::vector<std::vector<Scored>> best(to - from);
+      const auto everything = [&](auto take) {
+        for (int64_t j = 0; j < features.n; ++j) take(static_cast<int32_t>(j));
+      };
+      search_exhaustively(features, k - 1, rest.data() + from, static_cast<int>(to - from), everything, best);
+      for (int64_t r = from; r < to; ++r) result.write(rest[r], best[r - from]);
+    };
+  });
+  return result.take();
+}
 
-  parallel_blocks(end - begin, kRows, run, [&] {
-    return [&, best = std::vector<Scored>()](int64_t from, int64_t to) mutable {
-      for (int64_t i = begin + from; i < begin + to; ++i) {
-        if (candidates.given_up(i)) continue;
-        candidates.settle(i, best);
-        result.write(i, best);
+Neighbours knn_in_lists(const Features& features, int k, const Lists& lists, const std::string& kernel_name,
+                        const Run& run) {
+  const Kernel& kernel = kernel_named(kernel_name);
+  // Each list begins a panel, so what a panel is multiplied with is a matter of its list.
+  std::vector<int32_t> places;
+  std::vector<int64_t> first_panel{0};
+  std::vector<std::pair<int64_t, Range>> stripes;  // of panels, with their lists
+  for (int64_t list = 0; list < lists.count; ++list) {
+    places.insert(places.end(), lists.row + lists.start[list], lists.row + lists.start[list + 1]);
+    places.resize((places.size() + kPanel - 1) / kPanel * kPanel, -1);
+    const Range panels{first_panel.back(), static_cast<int64_t>(places.size()) / kPanel};
+    for (int64_t s = 0; s * kStripe < panels.end - panels.begin; ++s) stripes.emplace_back(list, stripe_of(s, panels));
+    first_panel.push_back(panels.end);
+  }
+  const Range all{0, first_panel.back()};
+
+  Result result(features, k, 0, features.n);
+  const Panels panels(features, places, kernel, run);
+  Candidates candidates(features, places, panels, 0, static_cast<int64_t>(places.size()), k - 1);
+  parallel_blocks(static_cast<int64_t>(stripes.size()), 1, run, [&] {
+    return [&, product = std::vector<float>(kPanel * kPanel)](int64_t number, int64_t) mutable {
+      const auto [list, stripe] = stripes[number];
+      for (int64_t e = lists.near_start[list]; e < lists.near_start[list + 1]; ++e) {
+        const Range others{first_panel[lists.near[e]], first_panel[lists.near[e] + 1]};
+        if (lists.near[e] < list) continue;  // has had its turn
+        multiply_stripe(kernel, panels, stripe, others, all, product.data(), candidates);
       }
     };
   });
 
-  std::vector<int64_t> rest;
-  for (int64_t i = begin; i < end; ++i) {
-    if (candidates.given_up(i)) rest.push_back(i);
-  }
-  parallel_blocks(static_cast<int64_t>(rest.size()), kRows, run, [&] {
-    return [&](int64_t from, int64_t to) {
-      std::vector<std::vector<Scored>> best(to - from);
-      search_exhaustively(features, k - 1, rest.data() + from, static_cast<int>(to - from), best);
-      for (int64_t r = from; r < to; ++r) result.write(rest[r], best[r - from]);
+  const std::vector<int64_t> rest = settle(candidates, 0, static_cast<int64_t>(places.size()), run, result);
+  parallel_blocks(static_cast<int64_t>(rest.size()), 1, run, [&] {
+    return [&](int64_t number, int64_t) {
+      const int64_t panel = rest[number] / kPanel;
+      const int64_t list = std::upper_bound(first_panel.begin(), first_panel.end(), panel) - first_panel.begin() - 1;
+      const auto near = [&](auto take) {
+        for (int64_t e = lists.near_start[list]; e < lists.near_start[list + 1]; ++e) {
+          for (int64_t t = lists.start[lists.near[e]]; t < lists.start[lists.near[e] + 1]; ++t) take(lists.row[t]);
+        }
+      };
+      std::vector<std::vector<Scored>> best(1);
+      search_exhaustively(features, k - 1, &places[rest[number]], 1, near, best);
+      result.write(places[rest[number]], best[0]);
+    };
+  });
+  return result.take();
+}
+
+Neighbours neighbours_of_neighbours(const Features& features, const Ranking& ranking, const int32_t* sequence,
+                                    const Run& run) {
+  const int k = ranking.k;
+  Result result(features, k, 0, ranking.n);
+  parallel_blocks(ranking.n, kRows, run, [&] {
+    return [&, seen = std::vector<int32_t>(ranking.n, -1), best = std::vector<Scored>()](int64_t from,
+                                                                                         int64_t to) mutable {
+      for (int64_t turn = from; turn < to; ++turn) {
+        const int32_t i = sequence[turn];
+        const int32_t* own = ranking.index + int64_t{i} * k;
+        best.clear();
+        for (int t = 0; t < k; ++t) {
+          seen[own[t]] = i;
+          if (t > 0) best.push_back({ranking.similarity[int64_t{i} * k + t], own[t]});
+        }
+        for (int t = 1; t < k; ++t) {
+          const int32_t* theirs = ranking.index + int64_t{own[t]} * k;
+          for (int u = 1; u < k; ++u) {
+            if (seen[theirs[u]] == i) continue;
+            seen[theirs[u]] = i;
+            best.push_back({dot(features.row(i), features.row(theirs[u]), features.width), theirs[u]});
+          }
+        }
+        std::partial_sort(best.begin(), best.begin() + k - 1, best.end());
+        best.resize(k - 1);
+        result.write(i, best);
+      }
     };
   });
   return result.take();

@@ -31,26 +31,26 @@ float from_bf16(uint32_t half) {
 
 }  // namespace
 
-Panels::Panels(const Features& features, const Kernel& kernel, const Run& run)
+Panels::Panels(const Features& features, const std::vector<int32_t>& places, const Kernel& kernel, const Run& run)
     : kernel_(kernel),
       width_(features.width),
       steps_(kernel.bf16 ? (features.width + 1) / 2 : features.width),
-      count_((features.n + kPanel - 1) / kPanel),
+      count_(static_cast<int64_t>(places.size()) / kPanel),
       words_(count_ * steps_ * kPanel),
       norm_(count_ * kPanel),
       residual_(count_ * kPanel) {
-  parallel_blocks(count_, 1, run, [&] { return [&](int64_t p, int64_t) { pack(features, p); }; });
-  for (int64_t i = 0; i < features.n; ++i) {
+  parallel_blocks(count_, 1, run, [&] { return [&](int64_t p, int64_t) { pack(features, &places[p * kPanel], p); }; });
+  for (int64_t i = 0; i < norm_.size; ++i) {
     largest_norm_ = std::max(largest_norm_, norm_[i]);
     largest_residual_ = std::max(largest_residual_, residual_[i]);
   }
 }
 
-void Panels::pack(const Features& features, int64_t p) {
+void Panels::pack(const Features& features, const int32_t* rows, int64_t p) {
   uint32_t* words = words_.begin() + p * steps_ * kPanel;
   for (int r = 0; r < kPanel; ++r) {
     const int64_t i = p * kPanel + r;
-    const float* row = i < features.n ? features.row(i) : nullptr;
+    const float* row = rows[r] >= 0 ? features.row(rows[r]) : nullptr;
     double norm = 0, residual = 0;
     auto packed = [&](int64_t d) -> uint32_t {
       if (!row || d >= width_) return 0;
@@ -75,9 +75,9 @@ void Panels::pack(const Features& features, int64_t p) {
   }
 }
 
-float Panels::error_of(int64_t row) const {
+float Panels::error_of(int64_t place) const {
   // x = b + r: x·y - b·b' = b·r' + r·b' + r·r'; then the sums of the product and of the settling `dot`.
-  const double norm = norm_[row], residual = residual_[row];
+  const double norm = norm_[place], residual = residual_[place];
   const double rounding = norm * largest_residual_ + residual * largest_norm_ + residual * largest_residual_;
   const double sums = 2 * (width_ + 64) * kUnit * (norm + residual) * (largest_norm_ + largest_residual_);
   return static_cast<float>((rounding + sums) * (1 + kUnit));

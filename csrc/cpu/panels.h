@@ -24,18 +24,19 @@ const Kernel& kernel_named(const std::string& name);
 
 class Panels {
  public:
-  Panels(const Features& features, const Kernel& kernel, const Run& run);
+  // `places`: the row at each place, 48 places a panel; -1 for none.
+  Panels(const Features& features, const std::vector<int32_t>& places, const Kernel& kernel, const Run& run);
 
   int64_t count() const { return count_; }
   int64_t steps() const { return steps_; }
   const uint32_t* panel(int64_t p) const { return words_.begin() + p * steps_ * kPanel; }
 
-  // |x·y - product of the packed rows| is at most error_of(row) for this row x and any other row y: the rounding of
-  // the packed values by their actual residuals, and of the sums by the standard bound for any order.
-  float error_of(int64_t row) const;
+  // |x·y - product of the packed rows| is at most error_of(place) for the row x there and any other row y: the rounding
+  // of the packed values by their actual residuals, and of the sums by the standard bound for any order.
+  float error_of(int64_t place) const;
 
  private:
-  void pack(const Features& features, int64_t p);
+  void pack(const Features& features, const int32_t* rows, int64_t p);
 
   const Kernel& kernel_;
   int64_t width_, steps_, count_;

@@ -27,7 +27,7 @@ def knn(
     On the CPU one compiled pass forms the products and selects from them: in bf16 where the processor
     multiplies it (fp32 elsewhere), each product used for its row and its column, and everything that the
     rounding error bound cannot exclude settled by an fp32 dot product. Memory: half the features' size (all
-    of it in fp32) and 32·K bytes a row. On a GPU torch does the same in blocks of rows, in at most half of the memory
+    of it in fp32) and 24·K bytes a row. On a GPU torch does the same in blocks of rows, in at most half of the memory
     that is free beside half the features' size. The caller's autocast and matmul precision change nothing.
 
     Args:

@@ -91,10 +91,31 @@ void check_expansions(const Ranking& ranking, const Csr& weights) {
   }
 }
 
+// Lists of 50 rows, each near the next two and the two before.
+void check_lists(const Features& features, int k) {
+  const int64_t n = features.n, count = (n + 49) / 50;
+  std::vector<int32_t> members(n), near;
+  std::vector<int64_t> start(count + 1), near_start{0};
+  for (int64_t i = 0; i < n; ++i) members[i] = static_cast<int32_t>((11 * i) % n);
+  for (int64_t list = 0; list < count; ++list) {
+    start[list + 1] = std::min(n, 50 * (list + 1));
+    for (int64_t other = std::max<int64_t>(0, list - 2); other < std::min(count, list + 3); ++other)
+      near.push_back(other);
+    near_start.push_back(static_cast<int64_t>(near.size()));
+  }
+  const Lists lists{members.data(), start.data(), near_start.data(), near.data(), count};
+  const Neighbours found = knn_in_lists(features, k, lists, "portable", kThree);
+  const Ranking ranking{found.index.begin(), found.similarity.begin(), n, k};
+  assert(fault_of(ranking, kThree).empty());
+  const Neighbours better = neighbours_of_neighbours(features, ranking, members.data(), kThree);
+  for (int64_t e = 0; e < n * k; ++e) assert(better.similarity[e] >= found.similarity[e] || e % k == 0);
+}
+
 void run_all(int64_t n, int64_t width, int64_t distinct, int k, int k2) {
   const std::vector<float> rows = normalised_rows(n, width, distinct);
   const Features features{rows.data(), n, width};
   const Neighbours first = knn(features, k, 0, n, "portable", kThree);
+  if (k > 1) check_lists(features, k);
   for (const std::string& kernel : similarity_kernels()) {
     const Neighbours found = knn(features, k, 0, n, kernel, kThree);
     assert(!std::memcmp(found.index.begin(), first.index.begin(), n * k * sizeof(int32_t)));

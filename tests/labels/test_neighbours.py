@@ -1,7 +1,6 @@
 """`--knn`: the search that the clustering stage uses."""
 
 import numpy as np
-import pytest
 import torch
 
 from reid_fast.clock import Clock
@@ -9,7 +8,6 @@ from reid_fast.labels.neighbours import find_neighbours
 
 
 def test_approximate_search_says_what_it_missed():
-    pytest.importorskip("faiss")
     centres = np.random.default_rng(0).normal(size=(40, 1, 16))
     rows = (centres + 0.2 * np.random.default_rng(1).normal(size=(40, 20, 16))).reshape(800, 16)
     features, said, clock = torch.from_numpy(rows).float(), [], Clock(torch.device("cpu"))
