@@ -104,7 +104,7 @@ def prototypes(images):
 
 def instances(images):
     memory, (x, rows, _, _) = InstanceMemory(D), batch(images)
-    memory.fill(images.features)
+    memory.fill(images.features.clone())
     memory.relabel(np.arange(N))  # the first epochs leave most images alone
     finite(x, memory.step(x, rows, 0.05, 0.2, focal=4.0))
 

@@ -27,8 +27,8 @@ class InstanceMemory(VaryingBuffers):
         self.register_buffer("counts", torch.empty(0, dtype=torch.int64))  # [C]
 
     def fill(self, features: Tensor) -> None:
-        """Take the [N, D] L2-normalised features of all images."""
-        self.rows = features.clone()
+        """Take over the [N, D] L2-normalised features of all images: steps write into them, for a copy may not fit."""
+        self.rows = features
 
     def relabel(self, labels: np.ndarray) -> None:
         """Take the [N] int64 classes of an epoch; numbers may be unused."""
