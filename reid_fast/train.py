@@ -275,6 +275,7 @@ def label_images(run: Run) -> np.ndarray:
     neighbours = find_neighbours(features, method.neighbours, clock, search=search, say=run.console.say, ranks=ranks)
 
     def cluster() -> np.ndarray:
+        assert neighbours is not None  # the first rank has them
         with clock.stage("jaccard"):
             graph = method.build_graph(features, neighbours, epoch)
         with clock.stage("dbscan"):

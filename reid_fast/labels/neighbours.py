@@ -21,7 +21,7 @@ def find_neighbours(
     search: Literal["exact", "ivf"] = "exact",
     say: Callable[[str], None],
     ranks: Ranks = ALONE,
-) -> Neighbours:
+) -> Neighbours | None:
     """The k nearest rows of each row (see `reid_fast.knn`).
 
     Args:
@@ -30,12 +30,21 @@ def find_neighbours(
         clock: gets the stage "knn".
         search: all neighbours, or approximate ones, for millions of images.
         say: is told the recall of an approximate search.
-        ranks: share an exact search; all of them get all rows.
+        ranks: share an exact search; an approximate one the first rank makes alone.
+
+    Returns:
+        Index and similarity; None on ranks that need none, for the first one builds the graph.
     """
     k = min(k, len(features))
     with clock.stage("knn"):
         if search == "exact":
             return clustering.knn(features, k, group=ranks.group)
-        index, similarity, recall = ranks.from_first(lambda: clustering.knn_ivf(features, k))
-        say(f"approximate neighbours: {recall:.1%} of the true ones found")
-        return index, similarity
+        found: list[Neighbours] = []
+
+        def approximate() -> float:
+            index, similarity, recall = clustering.knn_ivf(features, k)
+            found.append((index, similarity))
+            return recall
+
+        say(f"approximate neighbours: {ranks.from_first(approximate):.1%} of the true ones found")
+        return found[0] if found else None

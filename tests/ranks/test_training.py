@@ -11,7 +11,7 @@ from ranks.runs import SMALL, train_together
 from reid_fast.command_line import parse
 from reid_fast.methods import method_names, settings_class
 
-SYSTEMS = [*method_names(), "cc with a source", "spcl with a source"]
+SYSTEMS = [*method_names(), "cc with a source", "spcl with a source", "cc with approximate neighbours"]
 # One BatchNorm group lies on all ranks; so does one of each domain; three ranks hold parts of two.
 SPANNING = {"cap in one group": 0, "cc with a source in one group": 0, "cc in groups of twelve": 12}
 
@@ -27,6 +27,8 @@ def settings(people, others, tmp_path_factory):
             flags |= {"camera_epoch": 0}
         if "source" in system:
             flags |= {"source": "market1501", "source_dir": others}
+        if "approximate" in system:
+            flags |= {"knn": "ivf"}
         if system in SPANNING:
             flags |= {"bn_group": SPANNING[system]}
         # From its third step on Adam makes rounding visible: a gradient of nearly nothing moves a weight by --lr.
