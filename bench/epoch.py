@@ -31,6 +31,7 @@ from reid_fast.labels.extract import extract
 from reid_fast.metrics import Scores, rank_scores
 from reid_fast.ranks import ALONE, Ranks
 from reid_fast.train import Position, Run, build, label_images, train_epoch, train_step
+from reid_fast.train import test_images as held_test_images
 
 REPEATS = 10  # calls of a lap, where one is short
 COMPARED = 512  # images whose features are
@@ -250,9 +251,8 @@ class Sides:
         train_step(self.run, self.batch)
 
     def _scores(self) -> Scores:
-        run, config = self.run, self.config
-        more = {"amp": run.amp, "threads": config.workers}
-        return score_encoder(self.encoder, self.query, self.gallery, config.size, run.console, **more)
+        images = held_test_images(self.run, self.query, self.gallery)
+        return score_encoder(self.encoder, images, self.query, self.gallery, self.run.console, amp=self.run.amp)
 
     def _epoch(self) -> None:
         run = self.run

@@ -55,7 +55,7 @@ class Seen(NamedTuple):
 
 def scaling(smoke: bool, folders: Sequence[Path]) -> list[Row]:
     """A row for each network and each crew, on the first folder's set or the synthetic one."""
-    folder, rounds = folders[0] if folders else None, 1 if smoke else 3
+    folder, rounds = folders[0] if folders else None, 1 if smoke else 2
     rows = []
     for flags, steps in ({SMALL: 2} if smoke else CASES).items():
         seen: dict[Crew, list[Seen]] = {crew: [] for crew in crews(smoke)}

@@ -22,7 +22,7 @@ def knn_ivf(
     k: int,
     *,
     lists: int | None = None,
-    probes: int = 64,
+    probes: int = 128,
     sample: int = 512,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, float]:

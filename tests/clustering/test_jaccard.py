@@ -209,7 +209,7 @@ def test_a_graph_beyond_the_memory_is_refused_in_time(monkeypatch):
     index[:4, 1:] = [[1, 2, 3, 4], [0, 2, 3, 4], [0, 1, 3, 4], [0, 1, 2, 4]]
     neighbours = index.astype(np.int32), np.ones(index.shape, np.float32)
     with pytest.raises(
-        reid_fast.errors.UserError, match=r"more than 5000000 entries, for 30000 rows have row [0-4] in"
+        reid_fast.errors.UserError, match=r"more than 5000000 entries, for 30000 rows have row [0-9]+ in"
     ):
         reid_fast.jaccard_graph(rows, 5, 5, neighbours=neighbours)
     few = tuple(part[:2000] for part in neighbours)
