@@ -227,7 +227,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("check_neighbours", &py_check_neighbours, py::arg("index").noconvert(), py::arg("similarity").noconvert());
   module.def("jaccard_graph", &py_jaccard_graph, py::arg("rows").noconvert(), py::arg("index").noconvert(),
              py::arg("similarity").noconvert(), py::arg("k2"), py::arg("max_distance"), py::arg("most"));
-  py::register_exception<TooLarge>(module, "TooLarge", PyExc_MemoryError);
+  // Local: a second copy of this module in the process must not answer with its own type.
+  py::register_local_exception<TooLarge>(module, "TooLarge", PyExc_MemoryError);
   bind_dbscan<int32_t, int32_t, float>(module);
   bind_dbscan<int32_t, int32_t, double>(module);
   bind_dbscan<int64_t, int64_t, float>(module);

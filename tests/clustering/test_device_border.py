@@ -25,6 +25,7 @@ from inputs import planted
 from scipy import sparse
 
 import reid_fast
+from reid_fast import _C
 from reid_fast.clustering import cupy_graph, jaccard
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -303,3 +304,11 @@ def test_an_unsound_cupy_graph_is_refused(cuda, part, place, value, text):
     with pytest.raises(ValueError, match=text):
         reid_fast.dbscan(graph, 0.5)
     assert cuda.allocations == 0
+
+
+def test_a_second_copy_of_the_extension_leaves_the_first_its_own_errors(emulated):
+    rows, index, similarity = (part.numpy() for part in inputs())
+    assert emulated[0].TooLarge is not _C.TooLarge
+    for module in (_C, emulated[0]):
+        with pytest.raises(module.TooLarge, match="more than 10 entries"):
+            module.jaccard_graph(rows, index, similarity, 3, 0.7, 10)
