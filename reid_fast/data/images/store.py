@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TypeVar
 
@@ -152,9 +152,15 @@ def decoded(
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, the next one being made in a second thread while the caller has this one."""
-    with ThreadPoolExecutor(1) as thread:
+    """The same items, the next one being made in a second thread while the caller has this one.
+
+    That thread computes alone: OpenMP would give it helpers of its own, which keep cores busy waiting between two items.
+    """
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
         coming = thread.submit(next, items, None)
+        wait([coming])
+        torch.set_num_threads(threads)  # of the caller and of threads to come; that one keeps what it was given
         while (item := coming.result()) is not None:
             coming = thread.submit(next, items, None)
             yield item

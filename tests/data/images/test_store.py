@@ -1,6 +1,7 @@
 """The store of decoded images against the stream that decodes them from files."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -262,3 +263,17 @@ def test_gpu_store_is_the_gpus_stream(paths, size):
         off = (mine - theirs).abs().cpu().permute(0, 2, 3, 1) * torch.tensor(STD) * 255
         assert off.max() < 1.01
         assert (off > 0.01).float().mean() < 1e-3
+
+
+def test_the_next_item_is_made_by_one_thread_that_leaves_the_others_their_number():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        made = ahead(torch.get_num_threads() for _ in range(3))
+        for seen in made:
+            assert seen == 1
+            assert torch.get_num_threads() == 3
+            with ThreadPoolExecutor(1) as other:
+                assert other.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
