@@ -154,7 +154,7 @@ def decoded(
 def ahead(items: Iterator[T]) -> Iterator[T]:
     """The same items, the next one being made in a second thread while the caller has this one.
 
-    That thread computes alone: OpenMP would give it helpers of its own, which keep cores busy waiting between two items.
+    That thread computes alone: OpenMP would give it helpers of its own, which keep cores busy between items.
     """
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
