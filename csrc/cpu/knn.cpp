@@ -1,10 +1,11 @@
 // Exact kNN of L2-normalised rows among themselves. Packed products pick the candidates of a row: everything within
 // twice a proven error bound of the k-th best product. The fp32 `dot` settles them. Products are symmetric, so a panel
-// pair serves both its rows and its columns.
+// pair serves both its rows and its columns. Of rows that are equal to the bit one is searched and found for all.
 #include <numeric>
 
 #include "cpu/candidates.h"
 #include "cpu/dot.h"
+#include "cpu/equal_rows.h"
 #include "cpu/panels.h"
 #include "cpu/parallel.h"
 #include "stages.h"
@@ -114,52 +115,93 @@ class Result {
   Result(const Features& features, int k, int64_t begin, int64_t end)
       : features_(features),
         begin_(begin),
+        end_(end),
         k_(k),
         neighbours_{Array<int32_t>((end - begin) * k), Array<float>((end - begin) * k)} {}
 
+  // The first k - 1 of `others` that are not the row itself.
   void write(int64_t row, const std::vector<Scored>& others) {
     int32_t* index = neighbours_.index.begin() + (row - begin_) * k_;
     float* similarity = neighbours_.similarity.begin() + (row - begin_) * k_;
+    const int32_t* last = index + k_;
     *index++ = static_cast<int32_t>(row);
-    *similarity++ = dot(features_.row(row), features_.row(row), features_.width);
-    for (const Scored& scored : others) {
-      *index++ = scored.index;
-      *similarity++ = scored.similarity;
+    *similarity++ = similarity_to_itself(row);
+    for (auto scored = others.begin(); index < last; ++scored) {
+      if (scored->index == row) continue;
+      *index++ = scored->index;
+      *similarity++ = scored->similarity;
+    }
+  }
+
+  // Writes all rows that are equal to the first row of a group: `others` are the first rows of the groups nearest to
+  // it.
+  void write(int32_t first, const std::vector<Scored>& others, const EqualRows& equal) {
+    if (equal.none()) return write(first, others);
+    std::vector<Scored> all;
+    const auto add = [&](float similarity, int32_t group) {
+      int count = 0;
+      for (int32_t member : equal.members(group)) {
+        if (count++ == k_) break;
+        all.push_back({similarity, member});
+      }
+    };
+    add(similarity_to_itself(first), first);
+    for (const Scored& scored : others) add(scored.similarity, scored.index);
+    std::partial_sort(all.begin(), all.begin() + k_, all.end());
+    for (int32_t member : equal.members(first)) {
+      if (begin_ <= member && member < end_) write(member, all);
     }
   }
 
   Neighbours take() { return std::move(neighbours_); }
 
  private:
+  float similarity_to_itself(int64_t row) const { return dot(features_.row(row), features_.row(row), features_.width); }
+
   const Features& features_;
-  int64_t begin_;
+  int64_t begin_, end_;
   int k_;
   Neighbours neighbours_;
 };
 
-// Writes the rows at places [begin, end) whose candidates settle them; returns the places of the others.
-std::vector<int64_t> settle(Candidates& candidates, int64_t begin, int64_t end, const Run& run, Result& result) {
-  parallel_blocks(end - begin, kRows, run, [&] {
+// Gives `write` the rows at the first `count` places whose candidates settle them; returns the places of the others.
+template <class Write>
+std::vector<int64_t> settle(Candidates& candidates, int64_t count, const Run& run, Write write) {
+  parallel_blocks(count, kRows, run, [&] {
     return [&, best = std::vector<Scored>()](int64_t from, int64_t to) mutable {
-      for (int64_t i = begin + from; i < begin + to; ++i) {
+      for (int64_t i = from; i < to; ++i) {
         if (candidates.row_at(i) < 0 || candidates.given_up(i)) continue;
         candidates.settle(i, best);
-        result.write(candidates.row_at(i), best);
+        write(candidates.row_at(i), best);
       }
     };
   });
   std::vector<int64_t> rest;
-  for (int64_t i = begin; i < end; ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     if (candidates.row_at(i) >= 0 && candidates.given_up(i)) rest.push_back(i);
   }
   return rest;
 }
 
-// Each row at its own place.
-std::vector<int32_t> in_sequence(int64_t n) {
-  std::vector<int32_t> places((n + kPanel - 1) / kPanel * kPanel, -1);
-  std::iota(places.begin(), places.begin() + n, 0);
-  return places;
+// What a search of rows [begin, end) has at its places: the first row of each group of equal ones. Those that have a
+// member among the rows come first.
+struct Search {
+  std::vector<int32_t> places;  // whole panels; -1 where no row is
+  int64_t own = 0;              // how many are searched for
+};
+
+Search search_of(const EqualRows& equal, int64_t n, int64_t begin, int64_t end) {
+  std::vector<bool> wanted(n);
+  for (int64_t i = begin; i < end; ++i) wanted[equal.first(i)] = true;
+  Search search;
+  for (const bool own : {true, false}) {
+    for (int64_t i = 0; i < n; ++i) {
+      if (equal.first(i) == i && wanted[i] == own) search.places.push_back(static_cast<int32_t>(i));
+    }
+    if (own) search.own = static_cast<int64_t>(search.places.size());
+  }
+  search.places.resize((search.places.size() + kPanel - 1) / kPanel * kPanel, -1);
+  return search;
 }
 
 }  // namespace
@@ -173,20 +215,29 @@ Neighbours knn(const Features& features, int k, int64_t begin, int64_t end, cons
     return result.take();
   }
 
-  const std::vector<int32_t> places = in_sequence(features.n);
+  const EqualRows equal(features, run);
+  const auto [places, own] = search_of(equal, features.n, begin, end);
+  const auto write = [&](int32_t row, const std::vector<Scored>& best) { result.write(row, best, equal); };
+  const int others = static_cast<int>(std::min<int64_t>(k - 1, equal.groups() - 1));
+  if (others == 0) {
+    if (own > 0) write(places[0], {});
+    return result.take();
+  }
   const Panels panels(features, places, kernel, run);
-  Candidates candidates(features, places, panels, begin, end, k - 1);
-  collect(kernel, panels, {begin / kPanel, (end + kPanel - 1) / kPanel}, run, candidates);
-  const std::vector<int64_t> found = settle(candidates, begin, end, run, result);
-  const std::vector<int32_t> rest(found.begin(), found.end());
-  parallel_blocks(static_cast<int64_t>(rest.size()), kRows, run, [&] {
+  Candidates candidates(features, places, panels, 0, own, others);
+  collect(kernel, panels, {0, (own + kPanel - 1) / kPanel}, run, candidates);
+  std::vector<int32_t> rest;
+  for (int64_t place : settle(candidates, own, run, write)) rest.push_back(places[place]);
+  parallel_blocks(static_cast<int64_t>(rest.size()), kRows, run, [&, &places = places] {
     return [&](int64_t from, int64_t to) {
       std::vector<std::vector<Scored>> best(to - from);
       const auto everything = [&](auto take) {
-        for (int64_t j = 0; j < features.n; ++j) take(static_cast<int32_t>(j));
+        for (int32_t j : places) {
+          if (j >= 0) take(j);
+        }
       };
-      search_exhaustively(features, k - 1, rest.data() + from, static_cast<int>(to - from), everything, best);
-      for (int64_t r = from; r < to; ++r) result.write(rest[r], best[r - from]);
+      search_exhaustively(features, others, rest.data() + from, static_cast<int>(to - from), everything, best);
+      for (int64_t r = from; r < to; ++r) write(rest[r], best[r - from]);
     };
   });
   return result.take();
@@ -222,7 +273,8 @@ Neighbours knn_in_lists(const Features& features, int k, const Lists& lists, con
     };
   });
 
-  const std::vector<int64_t> rest = settle(candidates, 0, static_cast<int64_t>(places.size()), run, result);
+  const auto write = [&](int64_t row, const std::vector<Scored>& best) { result.write(row, best); };
+  const std::vector<int64_t> rest = settle(candidates, static_cast<int64_t>(places.size()), run, write);
   parallel_blocks(static_cast<int64_t>(rest.size()), 1, run, [&] {
     return [&](int64_t number, int64_t) {
       const int64_t panel = rest[number] / kPanel;

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from datetime import timedelta
 
 import numpy as np
@@ -57,6 +58,46 @@ def test_equal_rows_come_in_index_order():
     for i in (0, 3, 399, 400, 1999):
         expected = [i, *[j for j in range(first[i], first[i] + 7) if j != i][:5]]
         assert index[i].tolist() == expected
+
+
+@pytest.mark.parametrize("groups", [1, 2, 5, 60, 299])
+@pytest.mark.parametrize("k", [2, 7, 130, 300])
+def test_equal_rows_are_found_for_each_other_and_for_all_others(groups, k):
+    rng = np.random.default_rng(groups)
+    distinct = planted(groups, 9, seed=groups)
+    rows = distinct[np.concatenate([np.arange(groups), rng.integers(groups, size=300 - groups)])][rng.permutation(300)]
+    index, similarity = _C.knn(rows, k, 0, 300)
+    assert (index[:, 0] == np.arange(300)).all()
+    assert all(len(set(row)) == k for row in index.tolist())
+    for i in range(300):  # equal rows have equal bits, so numpy's products serve for which is which
+        products = (rows * rows[i]).sum(1, dtype=np.float64)
+        np.testing.assert_allclose(similarity[i], products[index[i]], rtol=0, atol=1e-6)
+        assert np.sort(products)[-k] - products[index[i]].min() < 1e-6
+        assert (np.diff(similarity[i, 1:]) <= 0).all()
+        ties = np.diff(similarity[i, 1:]) == 0
+        assert (np.diff(index[i, 1:])[ties] > 0).all()
+        # Of a group that is there in part, the lowest indices are.
+        for group in np.unique(products[index[i, 1:]]):
+            same = np.flatnonzero((products == group) & (np.arange(300) != i))
+            there = np.sort(index[i, 1:][products[index[i, 1:]] == group])
+            assert (there == same[: len(there)]).all()
+    begin, end = 37, 211
+    assert (_C.knn(rows, k, begin, end)[0] == index[begin:end]).all()
+    assert (_C.knn(rows, k, begin, end)[1] == similarity[begin:end]).all()
+
+
+def test_a_thousand_times_the_same_image_costs_no_more_than_once():
+    rows = planted(30_000, 64)
+    rows[1000:] = rows[np.arange(29_000) % 1000]
+    started = time.process_time()
+    index, similarity = _C.knn(rows, 30, 0, len(rows))
+    equal = time.process_time() - started
+    started = time.process_time()
+    _C.knn(planted(30_000, 64, seed=1), 30, 0, len(rows))
+    assert equal < (time.process_time() - started)
+    assert (index[:, 0] == np.arange(30_000)).all()
+    assert (index[5, 1:] == 5 + 1000 * np.arange(1, 30)).all()
+    assert (similarity[5] == similarity[5, 0]).all()
 
 
 @pytest.mark.parametrize("threads", [2, 7])
