@@ -27,6 +27,7 @@ from reid_fast.config import Config
 from reid_fast.data.images import MEAN, STD
 from reid_fast.data.images.normalisation import ERASE_FILL
 from reid_fast.data.sets import ImageSet
+from reid_fast.models.archs import Options
 from reid_fast.models.encoder import Encoder
 
 BICUBIC = 3
@@ -57,7 +58,7 @@ class Side:
         faiss.omp_set_num_threads(task.threads)
         self.parts, self.task, self.config = parts, task, task.config
         config = task.config
-        encoder = Encoder(config.arch, config.pooling_type, config.bn_group, config.stem_relu)
+        encoder = Encoder(config.arch, config.pooling_type, config.bn_group, Options(config.size, config.stem_relu))
         self.encoder = encoder.to(task.device, memory_format=torch.channels_last)
         self.distance = self.labels = np.empty(0)  # of the last stage that made them
 

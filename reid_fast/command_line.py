@@ -19,7 +19,7 @@ from reid_fast.data.sets import SIZES
 from reid_fast.errors import UserError
 from reid_fast.methods import method_class, method_names, settings_class
 from reid_fast.methods.settings import SourceSettings
-from reid_fast.models.resnet import ARCHS
+from reid_fast.models.archs import ARCHS
 
 S = TypeVar("S")
 

@@ -21,6 +21,7 @@ from reid_fast.errors import UserError
 from reid_fast.labels.extract import extract
 from reid_fast.metrics import Scores, rank_scores
 from reid_fast.metrics_log import score_table
+from reid_fast.models.archs import Options
 from reid_fast.models.encoder import Encoder
 from reid_fast.ranks import ALONE, Ranks, command
 
@@ -174,7 +175,8 @@ def load_encoder(folder: Path) -> tuple[Encoder, dict[str, Any]]:
     """
     tensors, description = run_folder.load_export(folder)
     try:
-        encoder = Encoder(description["arch"], description["pooling_type"], stem_relu=description["stem_relu"])
+        options = Options((description["height"], description["width"]), description["stem_relu"])
+        encoder = Encoder(description["arch"], description["pooling_type"], options=options)
         encoder.load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -94,10 +94,11 @@ def copied(people, tmp_path):
 @pytest.fixture(scope="module")
 def tiny_arch():
     """--arch tiny: one block of eight channels a stage."""
-    from reid_fast.models.resnet import ARCHS, Arch, BasicBlock
+    from reid_fast.models.archs import ARCHS
+    from reid_fast.models.archs.resnet import BasicBlock, ResNetArch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHS, "tiny", Arch(BasicBlock, (1, 1, 1, 1), width=8))
+        patch.setitem(ARCHS, "tiny", ResNetArch(BasicBlock, (1, 1, 1, 1), width=8))
         yield
 
 

@@ -21,6 +21,7 @@ from reid_fast.data.sets import ImageSet, TrainingSet
 from reid_fast.errors import UserError
 from reid_fast.memories import PrototypeMemory, Update, VaryingBuffers, label_means
 from reid_fast.methods.settings import CommunitySettings, PrototypeSettings, SourceSettings, UpdateSettings
+from reid_fast.models.archs import Options
 from reid_fast.models.encoder import Encoder
 from reid_fast.models.norm import split_domains
 from reid_fast.models.weights import load_weights
@@ -72,7 +73,7 @@ class Method(VaryingBuffers, ABC):
     def new_encoder(self) -> Encoder:
         """An encoder with its initial weights; with a source, BatchNorm by domain."""
         config = self.config
-        encoder = Encoder(config.arch, config.pooling_type, config.bn_group, config.stem_relu)
+        encoder = Encoder(config.arch, config.pooling_type, config.bn_group, Options(config.size, config.stem_relu))
         load_weights(encoder, config.arch, config.weights)
         if isinstance(config, SourceSettings) and self.images.source is not None:
             encoder.neck.bias.requires_grad_(config.domain_bias)

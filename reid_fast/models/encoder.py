@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reid_fast.errors import UserError
+from reid_fast.models.archs import ARCHS, PLAIN, Options
 from reid_fast.models.norm import GroupedBatchNorm1d, set_bn_group
-from reid_fast.models.resnet import ARCHS, ResNet
 
 POOLINGS = ("avg", "gem")
 
@@ -34,23 +34,31 @@ class AveragePool(nn.Module):
         return x.mean((2, 3), dtype=torch.float32)
 
 
-class Encoder(nn.Module):
-    """ResNet, pooling and a BNNeck with its bias frozen at 0 (Luo et al., "Bag of Tricks", CVPRW 2019)."""
+class PooledAlready(nn.Module):
+    """Stands where a backbone has made features itself."""
 
-    def __init__(self, arch: str, pooling: str = "avg", bn_group: int = 0, stem_relu: bool = True) -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D] -> [B, D] float32."""
+        return x.float()
+
+
+class Encoder(nn.Module):
+    """Backbone, pooling and a BNNeck with its bias frozen at 0 (Luo et al., "Bag of Tricks", CVPRW 2019)."""
+
+    def __init__(self, arch: str, pooling: str = "avg", bn_group: int = 0, options: Options = PLAIN) -> None:
         """Put the parts together, with random weights.
 
         Args:
             arch: a key of `ARCHS`; another name is a `UserError`.
-            pooling: one of `POOLINGS`.
+            pooling: of the feature map, one of `POOLINGS`; a backbone that makes none has no use for it.
             bn_group: images per BatchNorm group in training; 0 takes the whole batch.
-            stem_relu: see `ResNet`.
+            options: of the backbone.
         """
         super().__init__()
         if arch not in ARCHS:
             raise UserError(f"--arch {arch} is not known: choose from {', '.join(ARCHS)}")
-        self.backbone = ResNet(ARCHS[arch], stem_relu)
-        self.pool = GeM() if pooling == "gem" else AveragePool()
+        self.backbone = ARCHS[arch].build(options)
+        self.pool = PooledAlready() if self.backbone.pools else GeM() if pooling == "gem" else AveragePool()
         self.width = self.backbone.c_out
         self.neck = GroupedBatchNorm1d(self.width)
         self.neck.bias.requires_grad_(False)

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from reid_fast.errors import UserError
+from reid_fast.models.archs import ARCHS
 from reid_fast.models.encoder import Encoder
-from reid_fast.models.resnet import ARCHS
 
 
 def load_weights(encoder: Encoder, arch: str, weights: str) -> None:

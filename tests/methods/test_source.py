@@ -12,7 +12,8 @@ from stubs import assert_near, batch_of, images, new_method
 from reid_fast.data.synthetic import synthetic_folder
 from reid_fast.evaluate import main as evaluate
 from reid_fast.methods import method_class
-from reid_fast.models.resnet import ARCHS, Arch, BasicBlock
+from reid_fast.models.archs import ARCHS
+from reid_fast.models.archs.resnet import BasicBlock, ResNetArch
 from reid_fast.train import main as train
 
 PIDS = np.array([0, 0, 1, 1, 2, 2])  # S = 3
@@ -140,7 +141,7 @@ def flags(folders, logs, *more):
 
 @pytest.fixture
 def tiny_arch(monkeypatch):
-    monkeypatch.setitem(ARCHS, "tiny", Arch(BasicBlock, (1, 1, 1, 1), width=8))
+    monkeypatch.setitem(ARCHS, "tiny", ResNetArch(BasicBlock, (1, 1, 1, 1), width=8))
 
 
 @pytest.mark.parametrize("name", ["cc", "spcl"])

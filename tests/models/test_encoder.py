@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from reid_fast.models import norm
+from reid_fast.models.archs.resnet import BasicBlock
 from reid_fast.models.encoder import Encoder, GeM
-from reid_fast.models.resnet import BasicBlock
 from reid_fast.ops.grouped_bn import grouped_bn_ref
 
 

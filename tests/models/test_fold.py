@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from reid_fast.models import fold
+from reid_fast.models.archs import ARCHS, Options
 from reid_fast.models.encoder import Encoder
 from reid_fast.models.fold import Folded, folded
 from reid_fast.models.norm import split_domains
-from reid_fast.models.resnet import ARCHS
 
 
 def trained(arch, pooling="avg", domains=False, **options):
     """An encoder whose norms have weights and statistics of their own, and images for it."""
     torch.manual_seed(0)
-    encoder = Encoder(arch, pooling, **options)
+    encoder = Encoder(arch, pooling, options=Options(**options))
     if domains:
         split_domains(encoder)
     for layer in encoder.modules():

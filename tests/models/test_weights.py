@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from reid_fast.errors import UserError
+from reid_fast.models.archs.resnet import ARCHS, ResNet
 from reid_fast.models.encoder import Encoder
-from reid_fast.models.resnet import ARCHS, ResNet
 from reid_fast.models.weights import load_weights
 
 

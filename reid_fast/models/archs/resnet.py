@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from reid_fast.models.archs.arch import Arch, Backbone, Options
 from reid_fast.models.norm import IBN, GroupedBatchNorm2d
 
 
@@ -63,33 +64,35 @@ def _shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Arch:
+class ResNetArch(Arch):
     """What tells one ResNet from another."""
 
     block: type[BasicBlock] | type[Bottleneck]
     layers: tuple[int, int, int, int]
     width: int = 64
     ibn: bool = False
-    weights: str | None = None  # where its ImageNet weights are published (torchvision's first version)
+
+    def build(self, options: Options) -> ResNet:
+        return ResNet(self, options.stem_relu)
 
 
 _TORCHVISION = "https://download.pytorch.org/models/"
 _IBN_NET = "https://github.com/XingangPan/IBN-Net/releases/download/v1.0/"
 
-ARCHS: dict[str, Arch] = {
-    "resnet18_half": Arch(BasicBlock, (2, 2, 2, 2), width=32),
-    "resnet18": Arch(BasicBlock, (2, 2, 2, 2), weights=_TORCHVISION + "resnet18-f37072fd.pth"),
-    "resnet34": Arch(BasicBlock, (3, 4, 6, 3), weights=_TORCHVISION + "resnet34-b627a593.pth"),
-    "resnet50": Arch(Bottleneck, (3, 4, 6, 3), weights=_TORCHVISION + "resnet50-0676ba61.pth"),
-    "resnet101": Arch(Bottleneck, (3, 4, 23, 3), weights=_TORCHVISION + "resnet101-63fe2227.pth"),
-    "resnet_ibn50a": Arch(Bottleneck, (3, 4, 6, 3), ibn=True, weights=_IBN_NET + "resnet50_ibn_a-d9d0bb7b.pth"),
+ARCHS: dict[str, ResNetArch] = {
+    "resnet18_half": ResNetArch(BasicBlock, (2, 2, 2, 2), width=32),
+    "resnet18": ResNetArch(BasicBlock, (2, 2, 2, 2), weights=_TORCHVISION + "resnet18-f37072fd.pth"),
+    "resnet34": ResNetArch(BasicBlock, (3, 4, 6, 3), weights=_TORCHVISION + "resnet34-b627a593.pth"),
+    "resnet50": ResNetArch(Bottleneck, (3, 4, 6, 3), weights=_TORCHVISION + "resnet50-0676ba61.pth"),
+    "resnet101": ResNetArch(Bottleneck, (3, 4, 23, 3), weights=_TORCHVISION + "resnet101-63fe2227.pth"),
+    "resnet_ibn50a": ResNetArch(Bottleneck, (3, 4, 6, 3), ibn=True, weights=_IBN_NET + "resnet50_ibn_a-d9d0bb7b.pth"),
 }
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """Images to a feature map: [B, 3, H, W] -> [B, D, H/16, W/16]."""
 
-    def __init__(self, arch: Arch, stem_relu: bool = True) -> None:
+    def __init__(self, arch: ResNetArch, stem_relu: bool = True) -> None:
         """
         Args:
             arch: an entry of `ARCHS`.
@@ -108,7 +111,7 @@ class ResNet(nn.Module):
         self.layer4 = self._stage(arch, 3, stride=1, ibn=False)
         self.apply(_initialise)
 
-    def _stage(self, arch: Arch, stage: int, stride: int, ibn: bool) -> nn.Sequential:
+    def _stage(self, arch: ResNetArch, stage: int, stride: int, ibn: bool) -> nn.Sequential:
         width = arch.width << stage
         blocks = []
         for i in range(arch.layers[stage]):

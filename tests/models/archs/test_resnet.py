@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reid_fast.models.resnet import ARCHS, ResNet
+from reid_fast.models.archs.resnet import ARCHS, ResNet
 
 BN = {"weight": 1, "bias": 1, "running_mean": 1, "running_var": 1, "num_batches_tracked": 0}
 
