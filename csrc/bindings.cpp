@@ -103,6 +103,13 @@ py::tuple py_knn_in_lists(const CArray<float>& rows, int k, const CArray<int32_t
                         to_numpy(std::move(found.similarity), {features.n, k}));
 }
 
+py::array_t<float> py_farthest(const CArray<float>& rows, int64_t begin, int64_t end, const std::string& kernel) {
+  const Features features = features_of(rows);
+  require(0 <= begin && begin <= end && end <= features.n, "rows [begin, end) must lie in 0..N");
+  Array<float> found = without_gil([&](const Run& run) { return farthest(features, begin, end, kernel, run); });
+  return to_numpy(std::move(found), {end - begin});
+}
+
 void require_sound(const Ranking& ranking) {
   const std::string fault = without_gil([&](const Run& run) { return fault_of(ranking, run); });
   require(fault.empty(), "neighbours: " + fault);
@@ -123,6 +130,43 @@ py::tuple py_jaccard_graph(const CArray<float>& rows, const CArray<int32_t>& ind
   Csr graph =
       without_gil([&](const Run& run) { return jaccard_graph(features, ranking, k2, max_distance, run, most); });
   return to_csr(std::move(graph));
+}
+
+py::tuple py_reranking_weights(const CArray<float>& rows, const CArray<int32_t>& index, const CArray<float>& similarity,
+                               const CArray<float>& smallest, int half, int k2) {
+  const Features features = features_of(rows);
+  const Ranking ranking = ranking_of(index, similarity, features.n);
+  require(1 <= half && half <= ranking.k && 1 <= k2 && k2 <= ranking.k, "half and k2 must lie in 1..K");
+  require(smallest.ndim() == 1 && smallest.size() == features.n, "smallest must be [N]");
+  require_sound(ranking);
+  return to_csr(without_gil(
+      [&](const Run& run) { return reranking_weights(features, ranking, half, k2, smallest.data(), run); }));
+}
+
+// A matrix by rows, or by columns, whose indices lie in [0, width).
+SparseView view_of(const CArray<int64_t>& start, const CArray<int32_t>& index, const CArray<float>& value,
+                   int64_t width) {
+  require(
+      start.ndim() == 1 && start.size() > 0 && index.ndim() == 1 && value.ndim() == 1 && index.size() == value.size(),
+      "weights: start must be [rows + 1], index and value of one length");
+  const int64_t n = start.size() - 1;
+  bool sound = start.data()[0] == 0 && start.data()[n] == index.size();
+  for (int64_t i = 0; i < n; ++i) sound &= start.data()[i] <= start.data()[i + 1];
+  for (int64_t e = 0; e < index.size(); ++e) sound &= index.data()[e] >= 0 && index.data()[e] < width;
+  require(sound, "weights: start must ascend from 0 to the number of entries, and each index lie within its bounds");
+  return {start.data(), index.data(), value.data()};
+}
+
+py::array_t<float> py_jaccard_rows(const CArray<int64_t>& start, const CArray<int32_t>& index,
+                                   const CArray<float>& value, const CArray<int64_t>& column_start,
+                                   const CArray<int32_t>& column_index, const CArray<float>& column_value,
+                                   int64_t begin, int64_t end, int64_t width) {
+  require(0 <= begin && begin <= end && end < start.size(), "rows [begin, end) must lie in 0..rows");
+  const SparseView rows = view_of(start, index, value, column_start.size() - 1);
+  const SparseView columns = view_of(column_start, column_index, column_value, width);
+  Array<float> distance((end - begin) * width);
+  without_gil([&](const Run& run) { jaccard_rows(rows, columns, begin, end, width, distance.begin(), run); });
+  return to_numpy(std::move(distance), {end - begin, width});
 }
 
 template <class Offset, class Index, class Value>
@@ -224,6 +268,13 @@ PYBIND11_MODULE(_C, module) {
   module.def("knn_in_lists", &py_knn_in_lists, py::arg("rows").noconvert(), py::arg("k"),
              py::arg("members").noconvert(), py::arg("start").noconvert(), py::arg("near_start").noconvert(),
              py::arg("near").noconvert());
+  module.def("farthest", &py_farthest, py::arg("rows").noconvert(), py::arg("begin"), py::arg("end"),
+             py::arg("kernel") = "auto");
+  module.def("reranking_weights", &py_reranking_weights, py::arg("rows").noconvert(), py::arg("index").noconvert(),
+             py::arg("similarity").noconvert(), py::arg("smallest").noconvert(), py::arg("half"), py::arg("k2"));
+  module.def("jaccard_rows", &py_jaccard_rows, py::arg("start").noconvert(), py::arg("index").noconvert(),
+             py::arg("value").noconvert(), py::arg("column_start").noconvert(), py::arg("column_index").noconvert(),
+             py::arg("column_value").noconvert(), py::arg("begin"), py::arg("end"), py::arg("width"));
   module.def("check_neighbours", &py_check_neighbours, py::arg("index").noconvert(), py::arg("similarity").noconvert());
   module.def("jaccard_graph", &py_jaccard_graph, py::arg("rows").noconvert(), py::arg("index").noconvert(),
              py::arg("similarity").noconvert(), py::arg("k2"), py::arg("max_distance"), py::arg("most"));

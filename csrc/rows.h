@@ -102,6 +102,14 @@ REID_HOST_DEVICE int expand(const Sets& full, const Sets& half, int64_t i, Membe
 // exp(-(2 - 2 cos)): the Gaussian of the squared distance of L2-normalised vectors.
 REID_HOST_DEVICE float affinity(float cosine) { return expf(2 * cosine - 2); }
 
+// The same for re-ranking: of the squared distances squared again and divided by the row's largest, which is that to
+// the row of its smallest cosine. Where that is rounding error, all rows are equal and weigh the same.
+REID_HOST_DEVICE float affinity(float cosine, float smallest) {
+  const float largest = 1 - smallest;
+  const float ratio = largest > 1e-6f ? (1 - cosine) / largest : 0;
+  return expf(-ratio * ratio);
+}
+
 // Rows sum to 1, so Σ max = 2 - s; rounding can carry s past 1.
 REID_HOST_DEVICE float jaccard_of(float shared) {
   const float distance = 1 - shared / (2 - shared);

@@ -140,6 +140,9 @@ std::vector<std::string> similarity_kernels();
 // Step 1: rows [begin, end) of the exact kNN by (similarity descending, index ascending), the row itself first.
 Neighbours knn(const Features& features, int k, int64_t begin, int64_t end, const std::string& kernel, const Run& run);
 
+// For re-ranking: the smallest cosine of each of the rows [begin, end) with another row.
+Array<float> farthest(const Features& features, int64_t begin, int64_t end, const std::string& kernel, const Run& run);
+
 // Rows apart in lists, and which lists are looked at together.
 struct Lists {
   const int32_t* row;         // [N] all rows, list by list
@@ -168,10 +171,11 @@ Permutation locality_permutation(const Ranking& ranking);
 // The permuted ranking: its rows in that sequence, naming positions.
 Neighbours permute(const Ranking& ranking, const Permutation& permutation, const Run& run);
 
-// Steps 2 to 5. V: k-reciprocal sets, expanded, with softmax weights of the cosines. `ranking` is permuted, and the
-// entries of each row of the result ascend by the rows that they name; so do those of W.
-PermutedRows expansion_weights(const Features& features, const Ranking& ranking, const Permutation& permutation,
-                               const Run& run);
+// Steps 2 to 5. V: k-reciprocal sets S of all columns and of the first `half`, expanded, with softmax weights of the
+// cosines, or, where they are given, of the cosines beside the `smallest` one of each row [N]. `ranking` is permuted,
+// and the entries of each row of the result ascend by the rows that they name; so do those of W.
+PermutedRows expansion_weights(const Features& features, const Ranking& ranking, int half, const float* smallest,
+                               const Permutation& permutation, const Run& run);
 
 // Step 6. W_i: the mean of the rows V_j over the first k2 of ranking i. `ranking` is permuted.
 PermutedRows query_expansion(const PermutedRows& weights, const Ranking& ranking, int k2,
@@ -185,6 +189,23 @@ Csr threshold_graph(PermutedRows weights, float max_distance, const Permutation&
 // Steps 2 to 7, one stage after another: the graph of a sound ranking.
 Csr jaccard_graph(const Features& features, const Ranking& ranking, int k2, float max_distance, const Run& run,
                   int64_t most = INT64_MAX);
+
+// Steps 2 to 6 as re-ranking has them: W of a sound ranking whose columns are each S(i, k1), the first `half` of them
+// the half sets, in the caller's sequence, indices ascending.
+Csr reranking_weights(const Features& features, const Ranking& ranking, int half, int k2, const float* smallest,
+                      const Run& run);
+
+// Sparse rows, or columns, as their owner stores them.
+struct SparseView {
+  const int64_t* start;
+  const int32_t* index;
+  const float* value;
+};
+
+// Step 7, dense: J of each of the rows [begin, end) of W with `width` others, which `columns` holds by column: into
+// `distance` [end - begin, width], 1 where nothing is shared.
+void jaccard_rows(const SparseView& rows, const SparseView& columns, int64_t begin, int64_t end, int64_t width,
+                  float* distance, const Run& run);
 
 // A symmetric distance graph as its owner stores it.
 template <class Offset, class Index, class Value>

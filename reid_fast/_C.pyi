@@ -17,6 +17,21 @@ def knn_in_lists(
     near_start: np.ndarray,
     near: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]: ...
+def farthest(rows: np.ndarray, begin: int, end: int, kernel: str = "auto") -> np.ndarray: ...
+def reranking_weights(
+    rows: np.ndarray, index: np.ndarray, similarity: np.ndarray, smallest: np.ndarray, half: int, k2: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+def jaccard_rows(
+    start: np.ndarray,
+    index: np.ndarray,
+    value: np.ndarray,
+    column_start: np.ndarray,
+    column_index: np.ndarray,
+    column_value: np.ndarray,
+    begin: int,
+    end: int,
+    width: int,
+) -> np.ndarray: ...
 def check_neighbours(index: np.ndarray, similarity: np.ndarray) -> None: ...
 
 class TooLarge(MemoryError): ...

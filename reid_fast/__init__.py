@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from reid_fast.clustering.dbscan import dbscan
     from reid_fast.clustering.jaccard import jaccard_distance, jaccard_graph
     from reid_fast.clustering.knn import knn
+    from reid_fast.clustering.rerank import rerank
 
-__all__ = ["__version__", "dbscan", "jaccard_distance", "jaccard_graph", "knn", "ops"]
+__all__ = ["__version__", "dbscan", "jaccard_distance", "jaccard_graph", "knn", "ops", "rerank"]
 
 try:
     __version__ = version("reid-fast")

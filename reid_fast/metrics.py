@@ -44,6 +44,57 @@ class Scores:
     skipped: int
 
 
+@dataclass(frozen=True)
+class QueryScores:
+    """What the ranking of each query comes to.
+
+    Attributes:
+        matches: [Q] float64, how many images of the gallery are correct; a query without one is not scored.
+        precision: [Q] float64, average precision.
+        first, last: [Q] float64, the rank of the first correct image, and of the last, from 1.
+    """
+
+    matches: Tensor
+    precision: Tensor
+    first: Tensor
+    last: Tensor
+
+    def mean(self) -> Scores:
+        """The means over the queries that are scored.
+
+        Raises:
+            UserError: no query has a correct match, e.g. all images are from one camera.
+        """
+        scored = self._scored()
+        matches, precision, first, last = (
+            column[scored] for column in (self.matches, self.precision, self.first, self.last)
+        )
+        return Scores(
+            mAP=precision.mean().item(),
+            rank1=(first <= 1).double().mean().item(),
+            rank5=(first <= 5).double().mean().item(),
+            rank10=(first <= 10).double().mean().item(),
+            mINP=(matches / last).mean().item(),
+            queries=len(matches),
+            skipped=len(scored) - len(matches),
+        )
+
+    def cmc(self, most: int) -> Tensor:
+        """[most] float64: the share of the scored queries with a correct image among the first 1, 2, ... `most`.
+
+        Raises:
+            UserError: as `mean`.
+        """
+        first = self.first[self._scored()]
+        return (first[:, None] <= torch.arange(1, most + 1)).double().mean(0)
+
+    def _scored(self) -> Tensor:
+        scored = self.matches > 0
+        if not scored.any():
+            raise UserError(_NO_MATCH)
+        return scored
+
+
 def rank_scores(
     query: Tensor | npt.NDArray[np.floating],
     query_pids: npt.ArrayLike,
@@ -82,26 +133,63 @@ def rank_scores(
     query = _features("query", torch.as_tensor(query)).to(gallery)
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(f"query features have {query.shape[1]} columns, gallery features {gallery.shape[1]}")
-    q_pids, q_cams = _ids("query", len(query), query_pids, query_cams, gallery.device)
-    g_pids, g_cams = _ids("gallery", len(gallery), gallery_pids, gallery_cams, gallery.device)
-    if block is None:
-        block = max(1, _BLOCK_ELEMENTS // max(1, len(gallery)))
+    _check_ids("query", len(query), query_pids, query_cams)
+    _check_ids("gallery", len(gallery), gallery_pids, gallery_cams)
 
-    shares = ranks.shares(len(query))
+    def similarity(rows: slice) -> Tensor:
+        with full_precision(gallery.device):
+            return query[rows] @ gallery.T
+
+    ids = query_pids, query_cams, gallery_pids, gallery_cams
+    return score_queries(similarity, *ids, device=gallery.device, block=block, progress=progress, ranks=ranks).mean()
+
+
+def score_queries(
+    similarity: Callable[[slice], Tensor],
+    query_pids: npt.ArrayLike,
+    query_cams: npt.ArrayLike,
+    gallery_pids: npt.ArrayLike,
+    gallery_cams: npt.ArrayLike,
+    *,
+    device: torch.device,
+    block: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
+) -> QueryScores:
+    """Rank the gallery by any similarity and score each query's ranking, by the rules of `rank_scores`.
+
+    Args:
+        similarity: called with a slice of the queries; [b, G] on `device`, larger is nearer, written over here.
+        query_pids, query_cams: [Q] identities and cameras.
+        gallery_pids, gallery_cams: [G] the same.
+        device: where the work is done.
+        block, progress, ranks: as in `rank_scores`.
+
+    Returns:
+        The scores of all queries, on the CPU.
+    """
+    q_pids, q_cams, g_pids, g_cams = (
+        torch.as_tensor(column, device=device) for column in (query_pids, query_cams, gallery_pids, gallery_cams)
+    )
+    block = block or queries_at_once(len(g_pids))
+    shares = ranks.shares(len(q_pids))
     own = shares[ranks.rank]
-    columns = torch.empty(len(query), 4, dtype=torch.float64, device=gallery.device)
+    columns = torch.empty(len(q_pids), 4, dtype=torch.float64, device=device)
     for start in range(own.start, own.stop, block):
         rows = slice(start, min(start + block, own.stop))
         same = q_pids[rows, None] == g_pids
         hidden = (same & (q_cams[rows, None] == g_cams)) | (g_pids == -1)
-        with full_precision(gallery.device):
-            similarity = query[rows] @ gallery.T
-        similarity.masked_fill_(hidden, -torch.inf)
-        columns[rows] = _score_block(similarity, same & ~hidden).T
+        scores = similarity(rows).masked_fill_(hidden, -torch.inf)
+        columns[rows] = _score_block(scores, same & ~hidden).T
         if progress is not None:
             progress(rows.stop - own.start, own.stop - own.start)
     ranks.complete(columns, shares)
-    return _means(columns.T)
+    return QueryScores(*columns.T.cpu())
+
+
+def queries_at_once(gallery: int) -> int:
+    """How many queries are ranked at once against so many images."""
+    return max(1, _BLOCK_ELEMENTS // max(1, gallery))
 
 
 def check_evaluable(
@@ -180,21 +268,6 @@ def _sorted(values: Tensor) -> Tensor:
     return values.sort(dim=1).values
 
 
-def _means(columns: Tensor) -> Scores:
-    matches, precision, first, last = columns[:, columns[0] > 0].cpu().double()
-    if not len(matches):
-        raise UserError(_NO_MATCH)
-    return Scores(
-        mAP=precision.mean().item(),
-        rank1=(first <= 1).double().mean().item(),
-        rank5=(first <= 5).double().mean().item(),
-        rank10=(first <= 10).double().mean().item(),
-        mINP=(matches / last).mean().item(),
-        queries=len(matches),
-        skipped=columns.shape[1] - len(matches),
-    )
-
-
 def _features(name: str, features: Tensor) -> Tensor:
     if features.ndim != 2:
         raise ValueError(f"{name} features are {tuple(features.shape)}, not [N, D]")
@@ -206,12 +279,10 @@ def _features(name: str, features: Tensor) -> Tensor:
     return features
 
 
-def _ids(name: str, rows: int, pids: npt.ArrayLike, cams: npt.ArrayLike, device: torch.device) -> tuple[Tensor, Tensor]:
-    columns = torch.as_tensor(pids, device=device), torch.as_tensor(cams, device=device)
-    if any(column.shape != (rows,) for column in columns):
-        shapes = " and ".join(str(tuple(column.shape)) for column in columns)
-        raise ValueError(f"{name}: {rows} features, but pids and cams of shape {shapes}")
-    return columns
+def _check_ids(name: str, rows: int, pids: npt.ArrayLike, cams: npt.ArrayLike) -> None:
+    shapes = [tuple(np.shape(column)) for column in (pids, cams)]
+    if any(shape != (rows,) for shape in shapes):
+        raise ValueError(f"{name}: {rows} features, but pids and cams of shape {' and '.join(map(str, shapes))}")
 
 
 def label_scores(labels: np.ndarray, pids: np.ndarray) -> dict[str, float]:

@@ -37,17 +37,21 @@ class Spinlock {
   std::atomic_flag flag_ = ATOMIC_FLAG_INIT;
 };
 
+// What is looked for: rows are scored by this times their similarity.
+constexpr float kNearest = 1, kFarthest = -1;
+
 // The candidates of the rows at places [begin, end), in buffers of a fixed size.
 class Candidates {
  public:
   Candidates(const Features& features, const std::vector<int32_t>& places, const Panels& panels, int64_t begin,
-             int64_t end, int k)
+             int64_t end, int k, float sense = kNearest)
       : features_(features),
         places_(places),
         panels_(panels),
         begin_(begin),
         end_(end),
         k_(k),
+        sense_(sense),
         capacity_(std::max(3 * k, 64)),
         entry_((end - begin) * capacity_),
         rows_(end - begin) {
@@ -58,8 +62,10 @@ class Candidates {
   }
 
   int32_t row_at(int64_t i) const { return places_[i]; }
+  float sense() const { return sense_; }
 
-  // Products below the floor are of no interest. Others may raise it meanwhile: a stale one lets a few more through.
+  // Products, times the sense, below the floor are of no interest. Others may raise it meanwhile: a stale one lets a
+  // few more through.
   void floors(int64_t panel, float* out) const {
     for (int r = 0; r < kPanel; ++r) {
       const int64_t i = panel * kPanel + r;
@@ -110,7 +116,7 @@ class Candidates {
   Scored* entries(int64_t i) { return entry_.begin() + (i - begin_) * capacity_; }
 
   Scored scored(int64_t i, int32_t j) const {
-    return {dot(features_.row(places_[i]), features_.row(j), features_.width), j};
+    return {sense_ * dot(features_.row(places_[i]), features_.row(j), features_.width), j};
   }
 
   // Returns the floor of what may still be among the k best.
@@ -141,7 +147,9 @@ class Candidates {
   const std::vector<int32_t>& places_;
   const Panels& panels_;
   int64_t begin_, end_;
-  int k_, capacity_;
+  int k_;
+  float sense_;
+  int capacity_;
   Array<Scored> entry_;
   std::vector<Row> rows_;
 };

@@ -1,4 +1,5 @@
 // The stages of the k-reciprocal Jaccard graph, one after another.
+#include "rows.h"
 #include "stages.h"
 
 namespace reid_fast {
@@ -8,7 +9,8 @@ Csr jaccard_graph(const Features& features, const Ranking& ranking, int k2, floa
   const Permutation permutation = locality_permutation(ranking);
   Neighbours permuted = permute(ranking, permutation, run);
   const Ranking local{permuted.index.begin(), permuted.similarity.begin(), ranking.n, ranking.k};
-  PermutedRows weights = expansion_weights(features, local, permutation, run);
+  const int half = set_size(half_of(ranking.k), ranking.k);
+  PermutedRows weights = expansion_weights(features, local, half, nullptr, permutation, run);
   if (k2 > 1) weights = query_expansion(weights, local, k2, permutation, run);
   permuted = {};  // the largest stage needs the room
   return threshold_graph(std::move(weights), max_distance, permutation, run, most);

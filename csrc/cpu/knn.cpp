@@ -26,6 +26,10 @@ void multiply(const Kernel& kernel, const Panels& panels, int64_t p, int64_t q, 
   }
 }
 
+REID_VECTOR_VARIANTS void negate(float* product) {
+  for (int t = 0; t < kPanel * kPanel; ++t) product[t] = -product[t];
+}
+
 REID_VECTOR_VARIANTS bool reaches(const float* product, float row_floor, const float* column_floor) {
   int reached = 0;
   for (int c = 0; c < kPanel; ++c) reached |= (product[c] >= row_floor) | (product[c] >= column_floor[c]);
@@ -65,6 +69,7 @@ void multiply_stripe(const Kernel& kernel, const Panels& panels, Range stripe, R
     for (int64_t p = stripe.begin; p < stripe.end; ++p) {
       if (shared && q < p) continue;
       multiply(kernel, panels, p, q, product);
+      if (candidates.sense() != kNearest) negate(product);
       select(product, p, q, shared && p < q, candidates);
     }
   }
@@ -87,15 +92,15 @@ void collect(const Kernel& kernel, const Panels& panels, Range own, const Run& r
   });
 }
 
-// The k most similar of each of `rows`, by `dot` against what `for_each_other` names: for the rows whose candidates did
-// not fit.
+// The k best of each of `rows`, by `dot` times the sense against what `for_each_other` names: for the rows whose
+// candidates did not fit.
 template <class ForEachOther>
-void search_exhaustively(const Features& features, int k, const int32_t* rows, int count, ForEachOther for_each_other,
-                         std::vector<std::vector<Scored>>& best) {
+void search_exhaustively(const Features& features, int k, float sense, const int32_t* rows, int count,
+                         ForEachOther for_each_other, std::vector<std::vector<Scored>>& best) {
   for_each_other([&](int32_t j) {
     for (int r = 0; r < count; ++r) {
       if (rows[r] == j) continue;
-      const Scored scored{dot(features.row(rows[r]), features.row(j), features.width), j};
+      const Scored scored{sense * dot(features.row(rows[r]), features.row(j), features.width), j};
       std::vector<Scored>& heap = best[r];
       if (static_cast<int>(heap.size()) == k) {
         if (!(scored < heap.front())) continue;
@@ -164,6 +169,35 @@ class Result {
   Neighbours neighbours_;
 };
 
+// The smallest cosine of each row with another.
+class Smallest {
+ public:
+  Smallest(const Features& features, int64_t begin, int64_t end)
+      : features_(features), begin_(begin), end_(end), cosine_(end - begin) {}
+
+  // Writes all rows that are equal to the first row of a group; `best` is empty where all rows are equal.
+  void write(int32_t first, const std::vector<Scored>& best, const EqualRows& equal) {
+    const float to_itself = dot(features_.row(first), features_.row(first), features_.width);
+    const float smallest = best.empty() ? to_itself : -best.front().similarity;
+    if (equal.none()) {
+      cosine_[first - begin_] = smallest;
+      return;
+    }
+    const auto members = equal.members(first);
+    const float among = members.end() - members.begin() > 1 ? std::min(smallest, to_itself) : smallest;
+    for (int32_t member : members) {
+      if (begin_ <= member && member < end_) cosine_[member - begin_] = among;
+    }
+  }
+
+  Array<float> take() { return std::move(cosine_); }
+
+ private:
+  const Features& features_;
+  int64_t begin_, end_;
+  Array<float> cosine_;
+};
+
 // Gives `write` the rows at the first `count` places whose candidates settle them; returns the places of the others.
 template <class Write>
 std::vector<int64_t> settle(Candidates& candidates, int64_t count, const Run& run, Write write) {
@@ -204,27 +238,21 @@ Search search_of(const EqualRows& equal, int64_t n, int64_t begin, int64_t end) 
   return search;
 }
 
-}  // namespace
-
-Neighbours knn(const Features& features, int k, int64_t begin, int64_t end, const std::string& kernel_name,
-               const Run& run) {
-  const Kernel& kernel = kernel_named(kernel_name);
-  Result result(features, k, begin, end);
-  if (k == 1) {
-    for (int64_t i = begin; i < end; ++i) result.write(i, {});
-    return result.take();
-  }
-
+// Gives `result` the k best of all other groups of equal rows, or all if they are fewer, for each of the rows
+// [begin, end).
+template <class Written>
+void search(const Features& features, int k, float sense, int64_t begin, int64_t end, const Kernel& kernel,
+            const Run& run, Written& result) {
   const EqualRows equal(features, run);
   const auto [places, own] = search_of(equal, features.n, begin, end);
   const auto write = [&](int32_t row, const std::vector<Scored>& best) { result.write(row, best, equal); };
-  const int others = static_cast<int>(std::min<int64_t>(k - 1, equal.groups() - 1));
+  const int others = static_cast<int>(std::min<int64_t>(k, equal.groups() - 1));
   if (others == 0) {
     if (own > 0) write(places[0], {});
-    return result.take();
+    return;
   }
   const Panels panels(features, places, kernel, run);
-  Candidates candidates(features, places, panels, 0, own, others);
+  Candidates candidates(features, places, panels, 0, own, others, sense);
   collect(kernel, panels, {0, (own + kPanel - 1) / kPanel}, run, candidates);
   std::vector<int32_t> rest;
   for (int64_t place : settle(candidates, own, run, write)) rest.push_back(places[place]);
@@ -236,10 +264,30 @@ Neighbours knn(const Features& features, int k, int64_t begin, int64_t end, cons
           if (j >= 0) take(j);
         }
       };
-      search_exhaustively(features, others, rest.data() + from, static_cast<int>(to - from), everything, best);
+      search_exhaustively(features, others, sense, rest.data() + from, static_cast<int>(to - from), everything, best);
       for (int64_t r = from; r < to; ++r) write(rest[r], best[r - from]);
     };
   });
+}
+
+}  // namespace
+
+Neighbours knn(const Features& features, int k, int64_t begin, int64_t end, const std::string& kernel_name,
+               const Run& run) {
+  const Kernel& kernel = kernel_named(kernel_name);
+  Result result(features, k, begin, end);
+  if (k == 1) {
+    for (int64_t i = begin; i < end; ++i) result.write(i, {});
+    return result.take();
+  }
+  search(features, k - 1, kNearest, begin, end, kernel, run, result);
+  return result.take();
+}
+
+Array<float> farthest(const Features& features, int64_t begin, int64_t end, const std::string& kernel_name,
+                      const Run& run) {
+  Smallest result(features, begin, end);
+  search(features, 1, kFarthest, begin, end, kernel_named(kernel_name), run, result);
   return result.take();
 }
 
@@ -285,7 +333,7 @@ Neighbours knn_in_lists(const Features& features, int k, const Lists& lists, con
         }
       };
       std::vector<std::vector<Scored>> best(1);
-      search_exhaustively(features, k - 1, &places[rest[number]], 1, near, best);
+      search_exhaustively(features, k - 1, kNearest, &places[rest[number]], 1, near, best);
       result.write(places[rest[number]], best[0]);
     };
   });

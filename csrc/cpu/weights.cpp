@@ -50,7 +50,7 @@ constexpr float kUnknown = 2;  // no cosine
 
 // The ranking already knows the cosine of (i, j) if either names the other. `known` is scratch for all positions, all
 // kUnknown between calls.
-REID_VECTOR_VARIANTS void append_affinities(const Features& features, const Ranking& ranking,
+REID_VECTOR_VARIANTS void append_affinities(const Features& features, const Ranking& ranking, const float* smallest,
                                             const Permutation& permutation, int64_t i, const int32_t* members, int size,
                                             float* known, std::vector<Entry>& entries) {
   const int32_t* neighbours = ranking.index + i * ranking.k;
@@ -63,7 +63,7 @@ REID_VECTOR_VARIANTS void append_affinities(const Features& features, const Rank
       cosine = column >= 0 ? ranking.similarity[j * ranking.k + column]
                            : dot(features.row(permutation[i]), features.row(permutation[j]), features.width);
     }
-    entries.push_back({members[t], affinity(cosine)});
+    entries.push_back({members[t], smallest ? affinity(cosine, smallest[permutation[i]]) : affinity(cosine)});
   }
   for (int t = 0; t < ranking.k; ++t) known[neighbours[t]] = kUnknown;
 }
@@ -108,9 +108,9 @@ std::string fault_of(const Ranking& ranking, const Run& run) {
   return first < ranking.n ? fault_of_row(ranking, first) : "";
 }
 
-PermutedRows expansion_weights(const Features& features, const Ranking& ranking, const Permutation& permutation,
-                               const Run& run) {
-  OwnedSets full_sets(ranking.n, ranking.k), half_sets(ranking.n, set_size(half_of(ranking.k), ranking.k));
+PermutedRows expansion_weights(const Features& features, const Ranking& ranking, int half_size, const float* smallest,
+                               const Permutation& permutation, const Run& run) {
+  OwnedSets full_sets(ranking.n, ranking.k), half_sets(ranking.n, half_size);
   const Sets full = full_sets.view(), half = half_sets.view();
   parallel_blocks(ranking.n, kBlock, run, [&] {
     return [&](int64_t begin, int64_t end) { reciprocal_rows(ranking, begin, end, full, half); };
@@ -121,7 +121,7 @@ PermutedRows expansion_weights(const Features& features, const Ranking& ranking,
             sort = RowSort()](int64_t i, std::vector<Entry>& entries) mutable {
       const int size = expand(full, half, i, marks, members.data());
       const size_t first = entries.size();
-      append_affinities(features, ranking, permutation, i, members.data(), size, known.data(), entries);
+      append_affinities(features, ranking, smallest, permutation, i, members.data(), size, known.data(), entries);
       sort(permutation, entries.data() + first, size);
       float total = 0;
       for (size_t t = first; t < entries.size(); ++t) total += entries[t].value;

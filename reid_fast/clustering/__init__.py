@@ -1,4 +1,4 @@
-"""Features to labels: neighbours, the k-reciprocal Jaccard graph, DBSCAN and what can stand in for it.
+"""Features to labels: neighbours, the k-reciprocal Jaccard graph, DBSCAN and what can stand in for it; re-ranking.
 
 The steps, and what holds about their result: docs/clustering.md.
 """
@@ -8,9 +8,11 @@ from reid_fast.clustering.dbscan import dbscan
 from reid_fast.clustering.jaccard import BELOW_ONE, jaccard_distance, jaccard_graph
 from reid_fast.clustering.knn import knn
 from reid_fast.clustering.knn_ivf import knn_ivf
+from reid_fast.clustering.rerank import Reranking, rerank
 
 __all__ = [
     "BELOW_ONE",
+    "Reranking",
     "dbscan",
     "hdbscan",
     "infomap",
@@ -18,5 +20,6 @@ __all__ = [
     "jaccard_graph",
     "knn",
     "knn_ivf",
+    "rerank",
     "similarity_graph",
 ]

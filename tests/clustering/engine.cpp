@@ -111,6 +111,50 @@ void check_lists(const Features& features, int k) {
   for (int64_t e = 0; e < n * k; ++e) assert(better.similarity[e] >= found.similarity[e] || e % k == 0);
 }
 
+// The smallest cosines against those of all pairs; the distances of the first rows to the others against those of
+// pairs.
+void check_reranking(const Features& features, const Ranking& ranking, int k2) {
+  const int64_t n = features.n;
+  const Array<float> smallest = farthest(features, 0, n, "portable", kThree);
+  for (const std::string& kernel : similarity_kernels()) {
+    const Array<float> part = farthest(features, n / 3, n, kernel, kThree);
+    assert(!std::memcmp(part.begin(), &smallest[n / 3], (n - n / 3) * sizeof(float)));
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    double least = 1;
+    for (int64_t j = 0; j < n; ++j) {
+      double cosine = 0;
+      for (int64_t d = 0; d < features.width; ++d) cosine += double{features.row(i)[d]} * features.row(j)[d];
+      least = std::fmin(least, cosine);
+    }
+    assert(std::fabs(least - smallest[i]) < 1e-6);
+  }
+  const int half = set_size(half_of(ranking.k), ranking.k);
+  const Csr weights = reranking_weights(features, ranking, half, k2, smallest.begin(), kThree);
+  std::vector<int64_t> start{0};  // by column
+  std::vector<int32_t> index;
+  std::vector<float> value;
+  for (int64_t g = 0; g < n; ++g) {
+    for (int64_t i = 0; i < n; ++i) {
+      const int32_t* last = weights.index.begin() + weights.start[i + 1];
+      const int32_t* at = std::find(weights.index.begin() + weights.start[i], last, g);
+      if (at == last) continue;
+      index.push_back(static_cast<int32_t>(i));
+      value.push_back(weights.value[at - weights.index.begin()]);
+    }
+    start.push_back(static_cast<int64_t>(index.size()));
+  }
+  const SparseView rows{weights.start.begin(), weights.index.begin(), weights.value.begin()};
+  const int64_t begin = n / 2, end = std::min(n, begin + 9);
+  std::vector<float> distance((end - begin) * n);
+  jaccard_rows(rows, {start.data(), index.data(), value.data()}, begin, end, n, distance.data(), kThree);
+  for (int64_t i = begin; i < end; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      assert(distance[(i - begin) * n + j] == jaccard_of(shared_weight(weights, i, j)));
+    }
+  }
+}
+
 void run_all(int64_t n, int64_t width, int64_t distinct, int k, int k2) {
   const std::vector<float> rows = normalised_rows(n, width, distinct);
   const Features features{rows.data(), n, width};
@@ -127,10 +171,12 @@ void run_all(int64_t n, int64_t width, int64_t distinct, int k, int k2) {
   const Csr graph = jaccard_graph(features, ranking, k2, kMaxDistance, kThree);
   assert(equal(graph, jaccard_graph(features, ranking, k2, kMaxDistance, Run{1, kThree.interrupted})));
   const Permuted permuted(ranking);
-  const PermutedRows weights = expansion_weights(features, permuted.ranking, permuted.permutation, kThree);
+  const PermutedRows weights =
+      expansion_weights(features, permuted.ranking, set_size(half_of(k), k), nullptr, permuted.permutation, kThree);
   check_expansions(ranking, by_row(weights, permuted.permutation));
   const PermutedRows means = query_expansion(weights, permuted.ranking, k2, permuted.permutation, kThree);
   check_pairs(by_row(means, permuted.permutation), graph, n);
+  check_reranking(features, ranking, k2);
   std::vector<int64_t> labels(n);
   dbscan(Graph<int64_t, int32_t, float>{graph.start.begin(), graph.index.begin(), graph.value.begin(), n}, 0.6f, 4,
          labels.data());
