@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from reid_fast import run_folder
+from reid_fast.clustering import rerank
 from reid_fast.command_line import read
 from reid_fast.config import Config, Count, Positional, Short, check_ranges
 from reid_fast.console import Console
@@ -19,11 +22,14 @@ from reid_fast.data.sets import SIZES, ImageSet, ReidSet, counts_table
 from reid_fast.device import amp_dtype, pick_device
 from reid_fast.errors import UserError
 from reid_fast.labels.extract import extract
-from reid_fast.metrics import Scores, rank_scores
+from reid_fast.metrics import Scores, rank_scores, score_queries
 from reid_fast.metrics_log import score_table
 from reid_fast.models.archs import Options
 from reid_fast.models.encoder import Encoder
 from reid_fast.ranks import ALONE, Ranks, command
+
+# Identities and cameras of the queries, then of the gallery.
+Ids = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class EvaluateConfig:
     """auto (CUDA where there is one), cpu, cuda or cuda:N"""
     amp: bool = False
     """extract features in mixed precision"""
+    rerank: bool = False
+    """score k-reciprocal re-ranking too (k1 20, k2 6, lambda 0.3)"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,6 +74,9 @@ def evaluate(config: EvaluateConfig, ranks: Ranks = ALONE) -> Scores:
     Args:
         config: the settings.
         ranks: the processes that share the work, all of which call this.
+
+    Returns:
+        The scores without re-ranking.
     """
     device = pick_device(config.device, ranks.local_rank)
     with ranks.connected(device):
@@ -97,20 +108,25 @@ def _evaluate(config: EvaluateConfig, device: torch.device, ranks: Ranks) -> Sco
         device=device,
         threads=config.workers,
     )
-    scores = score_encoder(
+    features = features_of(
         encoder.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]  # the stub lacks it
         images,
-        data.query,
-        data.gallery,
+        len(data.query),
         console,
         amp=amp_dtype(device, config.amp, description["width"]),
         batch_size=config.batch_size,
         ranks=ranks,
     )
-    console.say(score_table({config.dataset: asdict(scores)}))
+    ids = data.query.pids, data.query.cams, data.gallery.pids, data.gallery.cams
+    scores = rank_scores(features[0], *ids[:2], features[1], *ids[2:], ranks=ranks)
+    table, content = {config.dataset: asdict(scores)}, {"dataset": config.dataset, **asdict(scores)}
+    if config.rerank:
+        content["reranked"] = asdict(score_reranked(*features, ids, console, ranks=ranks))
+        table[f"{config.dataset}, re-ranked"] = content["reranked"]
+    console.say(score_table(table))
     output = config.output or config.run_folder / f"evaluate-{config.dataset}.json"
     if ranks.first:
-        run_folder.write_json(output, {"dataset": config.dataset, **asdict(scores), "model": description})
+        run_folder.write_json(output, {**content, "model": description})
     console.say(f"written to {output}")
     return scores
 
@@ -145,10 +161,46 @@ def score_encoder(
         batch_size: images at once.
         ranks: share the work; all of them get the scores.
     """
+    queries, others = features_of(encoder, images, len(query), console, amp=amp, batch_size=batch_size, ranks=ranks)
+    return rank_scores(queries, query.pids, query.cams, others, gallery.pids, gallery.cams, ranks=ranks)
+
+
+def features_of(
+    encoder: Encoder,
+    images: ImageFiles,
+    queries: int,
+    console: Console,
+    *,
+    amp: torch.dtype | None = None,
+    batch_size: int = 256,
+    ranks: Ranks = ALONE,
+) -> tuple[Tensor, Tensor]:
+    """The features of the queries [Q, D] and of the gallery [G, D].
+
+    Args:
+        queries: how many of the images, the first ones, are queries.
+
+    The other arguments are those of `score_encoder`.
+    """
     with console.progress("evaluating") as report:
         features = extract(encoder, images, batch_size=batch_size, amp=amp, progress=report, ranks=ranks)
-    queries, others = features.split([len(query), len(gallery)])
-    return rank_scores(queries, query.pids, query.cams, others, gallery.pids, gallery.cams, ranks=ranks)
+    return features[:queries], features[queries:]
+
+
+def score_reranked(query: Tensor, gallery: Tensor, ids: Ids, console: Console, *, ranks: Ranks = ALONE) -> Scores:
+    """Scores of the k-reciprocal re-ranking of features, with the published settings.
+
+    Args:
+        query, gallery: [Q, D] and [G, D] L2-normalised features, the same on all ranks.
+        ids: identities and cameras of the queries [Q], then of the gallery [G].
+        console: told what begins; shows the progress.
+        ranks: share the work, but for the weights of `rerank`, which the first one makes.
+    """
+    made = rerank(query, gallery, say=lambda stage: console.say(f"re-ranking: {stage}"), ranks=ranks)
+    with console.progress("re-ranking", "queries") as report:
+        return score_queries(
+            lambda rows: made.distances(rows).neg_(), *ids, device=gallery.device, progress=report, ranks=ranks
+        ).mean()
 
 
 def describe(config: Config) -> dict[str, Any]:

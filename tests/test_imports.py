@@ -29,7 +29,7 @@ BELOW = {  # what each room may import, beside itself and the leaves
     "train": {"captured", "gradients", "evaluate", "command_line", "methods", "labels", "models", "data"},
     "captured": {"data"},
     "gradients": {"data"},
-    "evaluate": {"command_line", "labels", "models", "data"},
+    "evaluate": {"command_line", "labels", "models", "data", "clustering"},
     "command_line": {"methods", "models", "data"},
     "methods": {"memories", "labels", "models", "data", "clustering", "ops"},
     "memories": {"ops"},

@@ -63,10 +63,15 @@ def test_a_run_leaves_what_the_run_folder_promises(people: Path, tmp_path: Path,
     assert "untrained" in shown
     assert "best on the test set" in shown
 
-    evaluate([str(folder), "-d", "market1501", "--data-dir", str(people), "--amp", "--device", "cpu"])
+    evaluate([str(folder), "-d", "market1501", "--data-dir", str(people), "--amp", "--device", "cpu", "--rerank"])
     scores = json.loads((folder / "evaluate-market1501.json").read_text())
     assert scores["mAP"] == rows[-1]["mAP"]
     assert scores["rank1"] == rows[-1]["rank1"]
+    assert scores["reranked"]["queries"] == scores["queries"]
+    assert scores["reranked"]["mAP"] != scores["mAP"]
+    shown = capsys.readouterr().out
+    assert "re-ranking: neighbours of" in shown
+    assert "market1501, re-ranked" in shown
 
 
 def test_a_run_is_repeatable(people: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from inputs import argv, rows_of
 from ranks.runs import SMALL
 
+from reid_fast.evaluate import main as evaluate
 from reid_fast.metrics_log import SCORES
 
 RUNS = Path(__file__).with_name("runs.py")
@@ -105,10 +106,12 @@ def test_sigterm_saves_and_leaves_with_its_exit_code(whole, people, tmp_path):
 
 
 def test_evaluation_is_shared(whole, people):
-    flags = [whole, "-d", "market1501", "--data-dir", people, "--device", "cpu", "-j", "1"]
+    flags = [whole, "-d", "market1501", "--data-dir", people, "--device", "cpu", "-j", "1", "--rerank"]
     run = start(3, [str(RUNS.with_name("scored.py"))], flags)
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     assert out.count("written to") == 1
     scores = json.loads((whole / "evaluate-market1501.json").read_text())
     assert {name: scores[name] for name in SCORES} == {name: rows_of(whole)[-1][name] for name in SCORES}
+    evaluate([*map(str, flags), "--output", str(whole / "alone.json")])
+    assert scores["reranked"] == json.loads((whole / "alone.json").read_text())["reranked"]
