@@ -30,6 +30,7 @@ BELOW = {  # what each room may import, beside itself and the leaves
     "captured": {"data"},
     "gradients": {"data"},
     "evaluate": {"command_line", "labels", "models", "data", "clustering"},
+    "compat": {"clustering", "ops"},
     "command_line": {"methods", "models", "data"},
     "methods": {"memories", "labels", "models", "data", "clustering", "ops"},
     "memories": {"ops"},

@@ -32,7 +32,7 @@ def test_the_version_is_the_installed_one():
     assert reid_fast.__version__ == version("reid-fast")
 
 
-@pytest.mark.parametrize("room", ["ops", "clustering", "memories", "methods"])
+@pytest.mark.parametrize("room", ["ops", "clustering", "compat", "memories", "methods"])
 def test_all_of_a_room_is_true(room):
     module = __import__(f"reid_fast.{room}", fromlist=["__all__"])
     assert all(hasattr(module, name) for name in module.__all__)
