@@ -36,9 +36,9 @@ def folded(encoder: Encoder) -> Encoder:
     """
     encoder = deepcopy(encoder).requires_grad_(False).eval()
     for module in list(encoder.backbone.modules()):
-        # Everywhere in the backbone a norm stands right behind its convolution.
+        # A BatchNorm that stands right behind a convolution is applied right behind it.
         for (_, convolution), (name, norm) in pairwise(list(module.named_children())):
-            if isinstance(convolution, nn.Conv2d):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, GroupedBatchNorm2d | DomainBatchNorm | IBN):
                 setattr(module, name, _fold(convolution, norm))
     return encoder
 

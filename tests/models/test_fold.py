@@ -12,11 +12,13 @@ from reid_fast.models.encoder import Encoder
 from reid_fast.models.fold import Folded, folded
 from reid_fast.models.norm import split_domains
 
+SIZE = 48, 32
+
 
 def trained(arch, pooling="avg", domains=False, **options):
     """An encoder whose norms have weights and statistics of their own, and images for it."""
     torch.manual_seed(0)
-    encoder = Encoder(arch, pooling, options=Options(**options))
+    encoder = Encoder(arch, pooling, options=Options(SIZE, **options))
     if domains:
         split_domains(encoder)
     for layer in encoder.modules():
@@ -24,7 +26,7 @@ def trained(arch, pooling="avg", domains=False, **options):
             layer.running_var.uniform_(0.5, 2)
             for tensor in (layer.running_mean, layer.weight.data, layer.bias.data):
                 tensor.add_(0.2 * torch.randn(len(tensor)))
-    return encoder.to(memory_format=torch.channels_last).eval(), torch.randn(2, 3, 32, 20)
+    return encoder.to(memory_format=torch.channels_last).eval(), torch.randn(2, 3, *SIZE)
 
 
 @pytest.fixture(params=[True, False], ids=["bias in the convolution", "bias behind it"])
@@ -41,12 +43,12 @@ def assert_same_features(encoder, images, monkeypatch):
         torch.testing.assert_close(folded(encoder)(images), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", [arch for arch in ARCHS if not arch.startswith("vit_base")])  # large, folded alike
 def test_every_architecture_makes_the_same_features(arch, monkeypatch):
     assert_same_features(*trained(arch), monkeypatch)
 
 
-@pytest.mark.parametrize("arch", ["resnet18_half", "resnet_ibn50a"])
+@pytest.mark.parametrize("arch", ["resnet18_half", "resnet_ibn50a", "osnet_ain_x1_0"])
 def test_domains_and_a_stem_without_relu_make_the_same_features(arch, monkeypatch):
     assert_same_features(*trained(arch, "gem", domains=True, stem_relu=False), monkeypatch)
 
