@@ -189,7 +189,7 @@ class Sides:
         drawn = [draw(view, size, np.arange(plan.size), seed=0, epoch=0) for view in views]
         where = {"device": self.run.device, "threads": self.config.workers}
         stream = ImageStream(paths, size, views=views, batch_size=plan.shape[1], **where)
-        decoder = ImageStream(paths, size, normalised=False, **where)
+        decoder = ImageStream(paths, size, norm=None, **where)
         ways: list[Callable[[], Iterator[object]]] = [
             lambda: self.run.loader.batches(plan, self.labels, epoch=0),
             lambda: stream(plan.ravel(), drawn, plan.shape[1]),

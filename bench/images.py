@@ -16,7 +16,7 @@ from report import Row, timed
 from torch import Tensor
 
 from reid_fast.console import Console
-from reid_fast.data.images import MEAN, STD, ImageStream, View
+from reid_fast.data.images import IMAGENET, ImageStream, View
 from reid_fast.data.images.augmentation import Augmentation, draw
 from reid_fast.data.images.normalisation import ERASE_FILL
 from reid_fast.data.images.store import ImageStore, decode
@@ -73,7 +73,7 @@ def _rows(paths: list[Path], size: tuple[int, int], pad: int, runs: int) -> list
 
 def _grey_levels(images: Tensor, others: np.ndarray) -> float:
     """The mean difference of [n, 3, H, W] and [n, H, W, 3], before normalising."""
-    return float(np.abs((images.permute(0, 2, 3, 1).cpu().numpy() - others) * np.array(STD) * 255).mean())
+    return float(np.abs((images.permute(0, 2, 3, 1).cpu().numpy() - others) * np.array(IMAGENET.std) * 255).mean())
 
 
 def _pillow(path: Path, size: tuple[int, int], aug: Augmentation, i: int) -> np.ndarray:
@@ -84,7 +84,7 @@ def _pillow(path: Path, size: tuple[int, int], aug: Augmentation, i: int) -> np.
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     top, left = aug.crop[i]
     image = image.crop((left, top, left + width, top + height))  # black outside, like padding
-    pixels = (np.asarray(image, dtype=np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+    pixels = (np.asarray(image, dtype=np.float32) / 255 - np.float32(IMAGENET.mean)) / np.float32(IMAGENET.std)
     top, left, height, width = aug.erase[i]
     pixels[top : top + height, left : left + width] = ERASE_FILL
     return pixels

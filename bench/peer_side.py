@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from reid_fast.config import Config
-from reid_fast.data.images import MEAN, STD
+from reid_fast.data.images import IMAGENET
 from reid_fast.data.images.normalisation import ERASE_FILL
 from reid_fast.data.sets import ImageSet
 from reid_fast.models.archs import Options
@@ -220,7 +220,7 @@ class Side:
         return parts["IterLoader"](self._loader(triples, parts["Compose"](steps), **more), length=config.iters)
 
     def _normalize(self) -> Any:
-        return self.parts["Normalize"](mean=list(MEAN), std=list(STD))
+        return self.parts["Normalize"](mean=list(IMAGENET.mean), std=list(IMAGENET.std))
 
     def _loader(self, triples: Triples, transform: Any, **more: Any) -> DataLoader:
         images = self.parts["Preprocessor"](triples, root=None, transform=transform)

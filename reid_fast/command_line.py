@@ -165,6 +165,7 @@ def _layers(asked: Config, method: str) -> Iterator[tuple[str, Overlay]]:
     for name in dict.fromkeys((*RECIPES_OF.get(asked.dataset, ()), *asked.recipe)):  # each once, in this order
         yield f"recipe {name}", RECIPES[name]
         yield f"{method} with {name}", further.get(name, {})
+        yield f"{method} with {name} on {asked.dataset}", further.get(f"{name} on {asked.dataset}", {})
 
 
 def _require_known(flag: str, names: Sequence[str], known: Mapping[str, object]) -> None:

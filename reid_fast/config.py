@@ -56,6 +56,7 @@ Positive: TypeAlias = Annotated[float, Interval(0, above=True)]
 NotNegative: TypeAlias = Annotated[float, Interval(0)]
 Share: TypeAlias = Annotated[float, Interval(0, 1)]
 Kept: TypeAlias = Annotated[float, Interval(0, 1, below=True)]  # a share of the old that an update keeps
+Dropped: TypeAlias = Annotated[float, Interval(0, 1, below=True)]  # a share that training leaves out
 Distance: TypeAlias = Annotated[float, Interval(0, 1, above=True, below=True)]  # Jaccard's
 
 
@@ -75,7 +76,7 @@ class DataSettings:
     """leave out unreadable images and count them, instead of stopping"""
     recipe: Annotated[tuple[str, ...], MayChange] = ()
     """settings to lay over the method's: small (small encoder and images, from scratch, for CPUs; synthetic has it
-    anyway), gem"""
+    anyway), gem, vit (a transformer's, as published with Cluster Contrast: see docs/encoders.md)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,9 @@ class ImageSettings:
     """black border before the random crop, in pixels"""
     erase: Share = 0.5
     """probability of random erasing"""
+    image_norm: Literal["imagenet", "half"] = "imagenet"
+    """mean and deviation by which pixels in [0, 1] are normalised: ImageNet's, or 0.5 and 0.5, as for transformers
+    pretrained on LUPerson; what --weights were trained with"""
     workers: Annotated[Count, Short("-j"), MayChange] = 2
     """CPU threads that decode images"""
     cache: Annotated[NotNegative, MayChange] = 6.0
@@ -111,9 +115,12 @@ class EncoderSettings:
     arch: Annotated[str, Short("-a")] = "resnet50"
     """the backbone: a name from the list above"""
     pooling_type: Literal["avg", "gem"] = "avg"
-    """global pooling of the feature map"""
+    """global pooling of the feature map; ignored by transformers and OSNets, which make features themselves"""
     stem_relu: bool = True
-    """keep the ReLU behind the stem's BatchNorm (CAP's published code lacks it)"""
+    """ResNets: keep the ReLU behind the stem's BatchNorm (CAP's published code lacks it); ignored by others"""
+    drop_path: Dropped = 0.0
+    """transformers: share of images that skip a branch of the last block in training, growing from 0 in the first
+    (stochastic depth); ignored by others"""
     weights: str = "imagenet"
     """initial weights of the encoder: imagenet, none or a file"""
     bn_group: CountOrZero = 64
@@ -150,10 +157,13 @@ class TrainingSettings:
     """images of each identity in a batch"""
     cam: bool = True
     """use camera ids to pick an identity's images"""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """what moves the weights; sgd has a momentum of 0.9"""
     lr: Positive = 3.5e-4
-    """learning rate of Adam"""
+    """learning rate"""
     weight_decay: NotNegative = 5e-4
-    """L2 penalty, coupled as in Adam"""
+    """share of a weight that is added to its gradient (adam, sgd), or, times the learning rate, taken off it apart from
+    the gradient (adamw)"""
     step_size: CountOrZero = 20
     """epochs between divisions of the learning rate by 10; 0: it is never divided"""
     warmup_epochs: CountOrZero = 0
@@ -230,6 +240,17 @@ RECIPES: dict[str, Overlay] = {
         "threads": 1,
     },
     "gem": {"pooling_type": "gem"},
+    "vit": {
+        "arch": "vit_small",
+        "image_norm": "half",
+        "drop_path": 0.3,
+        "optimizer": "sgd",
+        "lr": 3.5e-4,
+        "weight_decay": 5e-4,
+        "batch_size": 256,
+        "num_instances": 8,
+        "bn_group": 64,
+    },
 }
 RECIPES_OF = {"synthetic": ("small",)}  # data sets that are made for a recipe
 

@@ -16,7 +16,7 @@ from reid_fast.clustering import rerank
 from reid_fast.command_line import read
 from reid_fast.config import Config, Count, Positional, Short, check_ranges
 from reid_fast.console import Console
-from reid_fast.data.images import MEAN, STD, ImageFiles, ImageStream
+from reid_fast.data.images import NORMALISATIONS, ImageFiles, ImageStream, Normalisation
 from reid_fast.data.open import OpenedSet, open_set
 from reid_fast.data.sets import SIZES, ImageSet, ReidSet, counts_table
 from reid_fast.device import amp_dtype, pick_device
@@ -105,6 +105,7 @@ def _evaluate(config: EvaluateConfig, device: torch.device, ranks: Ranks) -> Sco
         data.query.paths + data.gallery.paths,
         (description["height"], description["width"]),
         batch_size=config.batch_size,
+        norm=Normalisation.of(description),
         device=device,
         threads=config.workers,
     )
@@ -205,14 +206,15 @@ def score_reranked(query: Tensor, gallery: Tensor, ids: Ids, console: Console, *
 
 def describe(config: Config) -> dict[str, Any]:
     """What inference must know of an exported encoder."""
+    norm = NORMALISATIONS[config.image_norm]
     return {
         "arch": config.arch,
         "pooling_type": config.pooling_type,
         "stem_relu": config.stem_relu,
         "height": config.height,
         "width": config.width,
-        "mean": MEAN,
-        "std": STD,
+        "mean": norm.mean,
+        "std": norm.std,
         "resize": "bicubic, antialiased, aspect ratio not kept",
         "colour": "RGB in [0, 1] before mean and std",
         "feature": "after the neck, L2-normalised",

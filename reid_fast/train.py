@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reid_fast import run_folder
 from reid_fast.captured import CapturedStep, CudaGraphs, check_capturable
@@ -28,7 +28,7 @@ from reid_fast.clock import Clock
 from reid_fast.command_line import parse
 from reid_fast.config import Config, to_json
 from reid_fast.console import Console
-from reid_fast.data.images import Batch, ImageFiles, Loader, open_files, open_loader
+from reid_fast.data.images import NORMALISATIONS, Batch, ImageFiles, Loader, open_files, open_loader
 from reid_fast.data.open import open_set
 from reid_fast.data.sets import ImageSet, ReidSet, TrainingSet
 from reid_fast.device import amp_dtype, choose_kernels, pick_device, pick_threads, threads
@@ -43,6 +43,7 @@ from reid_fast.metrics import check_evaluable, label_scores
 from reid_fast.metrics_log import SCORES, MetricsLog, epoch_line, score_key, summary
 from reid_fast.models.encoder import Encoder
 from reid_fast.models.norm import share_groups, target_state
+from reid_fast.models.stochastic_depth import set_keys
 from reid_fast.ranks import ALONE, Ranks, Split, command
 from reid_fast.stop import Stop
 
@@ -165,7 +166,7 @@ def build(config: Config, ranks: Ranks = ALONE, stop: Stop | None = None) -> Run
         method = new_method(config, images)
     method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks it
     weights = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    optimizer = new_optimizer(config, weights)
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
 
     path, state = ranks.from_first(lambda: open_run(config))
@@ -181,7 +182,7 @@ def build(config: Config, ranks: Ranks = ALONE, stop: Stop | None = None) -> Run
     split = None if ranks.group is None else split_batches(config, images, ranks, device)
     if split is not None and split.spans(config.bn_group):
         share_groups(method, split)
-    loss = with_shared_gradients(method, lambda batch: reduce(add, method.training_step(batch).values()), ranks)
+    loss = with_shared_gradients(method, partial(step_loss, method), ranks)
     ranks.adopt([*method.parameters(), *method.buffers()])
     where = f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device
     console.say(f"{config.method} on {config.dataset}, {config.arch}, {where}, {amp or 'float32'} -> {path}")
@@ -191,6 +192,7 @@ def build(config: Config, ranks: Ranks = ALONE, stop: Stop | None = None) -> Run
         images,
         size=config.size,
         views=method.views,
+        norm=NORMALISATIONS[config.image_norm],
         batch_size=config.batch_size * images.domains,
         cache=config.cache,
         cache_dir=config.cache_dir,
@@ -203,6 +205,14 @@ def build(config: Config, ranks: Ranks = ALONE, stop: Stop | None = None) -> Run
     console.say(f"training {loader.held}")
     parts = config, path, CheckpointWriter(path), console, metrics, device, amp, data, method, optimizer, scaler
     return Run(*parts, loader, at, ranks, split, loss, stop or Stop())
+
+
+def new_optimizer(config: Config, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """What moves the weights, in a launch or two a step."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(weights, config.lr, momentum=0.9, weight_decay=config.weight_decay, fused=True)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return kind(weights, config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def open_run(config: Config) -> tuple[Path, dict[str, Any] | None]:
@@ -334,9 +344,17 @@ def train_epoch(run: Run) -> None:
 def new_step(run: Run) -> Callable[[Batch], Tensor]:
     """What takes the steps of the epoch under way, at its learning rate."""
     for group in run.optimizer.param_groups:
-        group |= {"lr": run.method.lr(run.at.epoch), "capturable": run.config.cuda_graph}
+        group["lr"] = run.method.lr(run.at.epoch)
+        if "capturable" in group:  # Adam's, which counts its steps
+            group["capturable"] = run.config.cuda_graph
     step = partial(train_step, run)
     return CapturedStep(step, run.method.step_constants, CudaGraphs()) if run.config.cuda_graph else step
+
+
+def step_loss(method: Method, batch: Batch) -> Tensor:
+    """The sum of a method's losses."""
+    set_keys(method, batch.keys)
+    return reduce(add, method.training_step(batch).values())
 
 
 def train_step(run: Run, batch: Batch) -> Tensor:
@@ -412,6 +430,7 @@ def test_images(run: Run, query: ImageSet, gallery: ImageSet) -> ImageFiles:
         run.test_images, held = open_files(
             query.paths + gallery.paths,
             config.size,
+            norm=NORMALISATIONS[config.image_norm],
             cache=config.cache,
             cache_dir=config.cache_dir,
             beside=run.loader.held.in_memory,

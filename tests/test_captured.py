@@ -109,6 +109,16 @@ def test_replays_train_like_the_steps_themselves(name, people, tmp_path, monkeyp
 
 
 @pytest.mark.usefixtures("tiny_arch")
+@pytest.mark.parametrize("name", ["cacl", "ice"])
+def test_replays_of_a_transformer_skip_the_branches_of_their_own_images(name, people, tmp_path, monkeypatch):
+    small = TINY | {"arch": "tiny_vit", "drop_path": 0.5, "optimizer": "sgd", "iters": 6, "epochs": 1, "workers": 1}
+    flags = argv(**small, method=name, data_dir=people)
+    ours, (recorder,) = trained([*flags, "--logs-dir", str(tmp_path / "ours")], monkeypatch)
+    assert recorder.replays == 6 - captured.WARM_UP
+    assert_same_state(ours, driver.train(parse([*flags, "--logs-dir", str(tmp_path / "theirs")])[0]))
+
+
+@pytest.mark.usefixtures("tiny_arch")
 def test_a_run_goes_on_with_graphs_and_without(people, tmp_path, monkeypatch):
     small = TINY | {"arch": "tiny", "method": "cc", "iters": 6, "workers": 1, "data_dir": people, "resume": True}
     ours, theirs = ([*argv(**small), "--logs-dir", str(tmp_path / name)] for name in ("ours", "theirs"))

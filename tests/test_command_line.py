@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from inputs import TINY, argv, refused
+from inputs import TINY, argv, assert_settings, refused
 
-from reid_fast.command_line import _help
+from reid_fast.command_line import _help, parse
 from reid_fast.config import RECIPES
 from reid_fast.data.sets import SIZES
 from reid_fast.methods import method_class, method_names, settings_class
@@ -51,6 +51,8 @@ def test_the_synthetic_set_is_trained_with_the_small_recipe(capsys) -> None:
         (["--k2", "40"], "--k2 40"),
         (["--momentum", "1"], "--momentum"),
         (["--lr", "-1"], "--lr"),
+        (["--drop-path", "1"], "--drop-path must lie between 0 and 1, 1 excluded"),
+        (["--arch", "vit_small", "--width", "24"], "32×24 is not made of"),
         (["--cache", "-0.5"], "--cache must be at least 0, not -0.5"),
         (["--cache", "nan"], "--cache must be at least 0, not nan"),
         (["--arch", "vgg"], "--arch vgg"),
@@ -98,8 +100,28 @@ def test_settings_out_of_range_of_a_method(name, more, text, people, tmp_path, c
 def test_a_recipe_sets_what_the_method_reads(name):
     known = {field.name for field in dataclasses.fields(settings_class(name))}
     for place, overlay in method_class(name).recipes.items():
-        assert place in {*SIZES, *RECIPES}
+        assert set(place.split(" on ")) <= {*SIZES, *RECIPES}
         assert set(overlay) <= known
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["-d", "market1501"], "eps 0.6, update hard, iters 200, bn_group 64"),
+        (["-d", "msmt17"], "eps 0.7, update hard, iters 200, bn_group 128"),
+        (["-d", "msmt17", "--method", "rcl"], "eps 0.7, iters 200, bn_group 128"),
+        (["-d", "msmt17", "--method", "dccc"], "eps 0.8, update weighted, iters 200, bn_group 64"),
+        (["-d", "market1501", "--method", "ice"], "eps 0.55, iters 400, bn_group 64"),
+    ],
+)
+def test_the_published_settings_of_a_transformer(flags, expected):
+    config, origin = parse([*flags, "--recipe", "vit"])
+    shared = "arch vit_small, optimizer sgd, lr 0.00035, weight_decay 0.0005, drop_path 0.3, image_norm half"
+    assert_settings(config, f"{shared}, batch_size 256, num_instances 8, {expected}")
+    if config.method in ("cc", "rcl", "dccc"):
+        assert_settings(config, "momentum 0.2, temp 0.05")
+    if flags == ["-d", "msmt17"]:
+        assert origin["eps"] == "cc with vit on msmt17"
 
 
 @pytest.mark.parametrize("name", method_names())

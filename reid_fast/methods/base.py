@@ -44,7 +44,7 @@ class Method(VaryingBuffers, ABC):
     """
 
     config: Config
-    recipes: ClassVar[Mapping[str, Overlay]] = {}  # further settings for a data set or a recipe
+    recipes: ClassVar[Mapping[str, Overlay]] = {}  # further settings for a data set, a recipe, a "recipe on data set"
 
     def __init__(self, config: Config, images: TrainingSet) -> None:
         """
@@ -73,7 +73,8 @@ class Method(VaryingBuffers, ABC):
     def new_encoder(self) -> Encoder:
         """An encoder with its initial weights; with a source, BatchNorm by domain."""
         config = self.config
-        encoder = Encoder(config.arch, config.pooling_type, config.bn_group, Options(config.size, config.stem_relu))
+        options = Options(config.size, config.stem_relu, config.drop_path)
+        encoder = Encoder(config.arch, config.pooling_type, config.bn_group, options)
         load_weights(encoder, config.arch, config.weights)
         if isinstance(config, SourceSettings) and self.images.source is not None:
             encoder.neck.bias.requires_grad_(config.domain_bias)
@@ -204,6 +205,8 @@ class PrototypeContrast(Method):
         "personx": {"eps": 0.7},
         "veri776": {"iters": 400},
         "small": {"eps": 0.5},  # features from scratch lie closer together than pretrained ones
+        "vit": {"iters": 200, "momentum": 0.2},
+        "vit on msmt17": {"eps": 0.7, "bn_group": 128},  # published with two GPUs
     }
 
     def build(self) -> None:

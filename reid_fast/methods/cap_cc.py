@@ -7,12 +7,14 @@ leaves out CAP's contrast within a camera, as ICE does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
-from reid_fast.config import CountOrZero, Kept
+from reid_fast.config import CountOrZero, Kept, Overlay
 from reid_fast.data.images import Batch
 from reid_fast.memories import CameraProxies
 from reid_fast.methods.base import PrototypeContrast
@@ -35,6 +37,10 @@ class CameraAwareClusterContrast(PrototypeContrast):
     """Encoder, clustering, batches and schedule are Cluster Contrast's."""
 
     config: CapCcConfig
+    recipes: ClassVar[Mapping[str, Overlay]] = {
+        **PrototypeContrast.recipes,
+        "vit": {**PrototypeContrast.recipes["vit"], "update": "hard"},
+    }
 
     def build(self) -> None:
         super().build()

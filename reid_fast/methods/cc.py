@@ -7,8 +7,11 @@ identity, kept over the epochs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
+from reid_fast.config import Overlay
 from reid_fast.methods.base import PrototypeContrast
 from reid_fast.methods.settings import CommunitySettings, SourceSettings, UpdateSettings
 
@@ -22,3 +25,7 @@ class ClusterContrast(PrototypeContrast):
     """`--update serial` is the published momentum update, `--update hard` the first version's."""
 
     config: CcConfig
+    recipes: ClassVar[Mapping[str, Overlay]] = {
+        **PrototypeContrast.recipes,
+        "vit": {**PrototypeContrast.recipes["vit"], "update": "hard"},
+    }

@@ -53,6 +53,7 @@ class DynamicClusterContrast(PrototypeContrast):
         "market1501": {"seed": 3407},
         "dukemtmcreid": {"update_temp": 0.07, "smoothing": 0.1},
         "msmt17": {"eps": 0.8, "update_temp": 0.6, "smoothing": 0.1, "epochs": 80},
+        "vit": {"iters": 200, "momentum": 0.2},
         # A rise of the learning rate merges the first clusters, and 1,500 steps need a teacher that follows.
         "small": {"eps": 0.55, "warmup_epochs": 0, "ema": 0.99},
     }

@@ -8,12 +8,19 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from reid_fast.models.stochastic_depth import take_every_branch
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def new_teacher(student: Network) -> Network:
-    """A copy that takes no gradient. Its BatchNorm statistics are its own: let it run in training mode."""
-    return deepcopy(student).requires_grad_(False)
+    """A copy that takes no gradient and, without stochastic depth, all branches.
+
+    Its BatchNorm statistics are its own: let it run in training mode.
+    """
+    teacher = deepcopy(student).requires_grad_(False)
+    take_every_branch(teacher)
+    return teacher
 
 
 @torch.no_grad()

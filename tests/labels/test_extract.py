@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reid_fast.data.images import MEAN, STD, ImageStream
+from reid_fast.data.images import IMAGENET, ImageStream
 from reid_fast.data.sets import market_style
 from reid_fast.errors import UserError
 from reid_fast.labels.extract import extract
@@ -30,7 +30,7 @@ def paths(market_folder):
 def one_by_one(encoder, paths):
     rows = []
     for path in paths:
-        pixels = (np.asarray(Image.open(path)) / 255 - MEAN) / STD
+        pixels = (np.asarray(Image.open(path)) / 255 - IMAGENET.mean) / IMAGENET.std
         with torch.no_grad():
             rows.append(encoder.eval()(torch.from_numpy(pixels).float().permute(2, 0, 1)[None]))
     return torch.cat(rows)

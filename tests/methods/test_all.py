@@ -50,10 +50,10 @@ def test_it_trains_an_epoch_and_its_export_scores_alike(name, people, tmp_path):
     assert json.loads((tmp_path / "evaluate-market1501.json").read_text())["mAP"] == pytest.approx(after["mAP"])
 
 
-def new_method(name):
+def new_method(name, arch="tiny"):
     """Eight people of eight images under two cameras, 32×16 pixels of noise, and an encoder to be trained."""
     torch.manual_seed(0)
-    settings = {"arch": "tiny", "weights": "none", "height": 32, "width": 16, "bn_group": 0}
+    settings = {"arch": arch, "weights": "none", "height": 32, "width": 16, "bn_group": 0}
     if issubclass(settings_class(name), CameraSettings):
         settings["negatives"] = 3
     cams = np.tile([0, 1], 32)
@@ -69,9 +69,10 @@ def new_method(name):
     return method.train(), drawn_for(method, batch_of(views, labels[index], index, cams[index], epoch=5))
 
 
+@pytest.mark.parametrize("arch", ["tiny", "tiny_vit"])
 @pytest.mark.parametrize("name", method_names())
-def test_its_loss_falls_and_reaches_every_trained_weight(name):
-    method, batch = new_method(name)
+def test_its_loss_falls_and_reaches_every_trained_weight(name, arch):
+    method, batch = new_method(name, arch)
     weights = {key: weight for key, weight in method.named_parameters() if weight.requires_grad}
     optimizer = torch.optim.Adam(weights.values(), lr=1e-3)
     losses = []
@@ -83,6 +84,17 @@ def test_its_loss_falls_and_reaches_every_trained_weight(name):
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
     assert [key for key, weight in weights.items() if weight.grad is None] == []
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_it_reaches_every_weight_of_an_osnet(name):
+    method, batch = new_method(name, "tiny_osnet")
+    sum(method.training_step(batch).values()).backward()
+    for key, weight in method.named_parameters():
+        if weight.requires_grad:
+            assert weight.grad is not None, key
+            assert weight.grad.isfinite().all(), key
+            assert weight.grad.any() or ".gate." in key, key  # so narrow a gate may be shut
 
 
 @pytest.mark.parametrize("name", method_names())

@@ -113,8 +113,8 @@ def test_a_step_waits_for_nothing_and_copies_nothing(epoch):
     assert [str(event) for event in events[first:]] == [*STEPS * ["step"], "tolist in read_losses"]
     assert {(event.function, event.waits) for event in events[:first]} == {("to_device", False)}
     assert (
-        first <= 3 + 5 * len(epoch.run.method.views) + 1
-    )  # index, classes, cameras; parameters by view; ICE's shuffles
+        first <= 4 + 5 * len(epoch.run.method.views) + 1
+    )  # index, classes, cameras, keys; parameters by view; ICE's shuffles
 
 
 def test_images_that_the_host_holds_train_alike_and_their_copies_are_queued(flags, monkeypatch):

@@ -48,7 +48,7 @@ def test_every_architecture_makes_the_same_features(arch, monkeypatch):
     assert_same_features(*trained(arch), monkeypatch)
 
 
-@pytest.mark.parametrize("arch", ["resnet18_half", "resnet_ibn50a", "osnet_ain_x1_0"])
+@pytest.mark.parametrize("arch", ["resnet18_half", "resnet_ibn50a", "osnet_ain_x1_0", "vit_small_ics"])
 def test_domains_and_a_stem_without_relu_make_the_same_features(arch, monkeypatch):
     assert_same_features(*trained(arch, "gem", domains=True, stem_relu=False), monkeypatch)
 

@@ -3,18 +3,19 @@
 from reid_fast.data.images.augmentation import View
 from reid_fast.data.images.image_files import ImageFiles
 from reid_fast.data.images.loader import Batch, Loader, open_loader
-from reid_fast.data.images.normalisation import MEAN, STD
+from reid_fast.data.images.normalisation import IMAGENET, NORMALISATIONS, Normalisation
 from reid_fast.data.images.open import open_files
 from reid_fast.data.images.sampler import Rule, class_uniform, epoch_plan, more_cameras, other_cameras
 from reid_fast.data.images.stream import ImageStream, undecodable
 
 __all__ = [
-    "MEAN",
-    "STD",
+    "IMAGENET",
+    "NORMALISATIONS",
     "Batch",
     "ImageFiles",
     "ImageStream",
     "Loader",
+    "Normalisation",
     "Rule",
     "View",
     "class_uniform",

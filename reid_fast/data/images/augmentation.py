@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _TRIES = 100
+_KEYS = -1  # in place of a view's number
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ def draw(
         blur=sigma.astype(np.float32),
         erase=_rectangles(view, size, uniform),
     )
+
+
+def draw_keys(positions: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """[n] int64 in [0, 2³²), one for each position: what a network draws from on the device."""
+    return _Uniform.of(positions, seed, epoch, _KEYS).integer(0, 2**32 - 1)
 
 
 def _rectangles(view: View, size: tuple[int, int], uniform: _Uniform) -> np.ndarray:

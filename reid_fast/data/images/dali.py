@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 
 from reid_fast.data.images.augmentation import Augmentation, View
-from reid_fast.data.images.normalisation import ERASE_FILL, MEAN, STD
+from reid_fast.data.images.normalisation import ERASE_FILL, IMAGENET, Normalisation
 from reid_fast.errors import UserError
 
 try:
@@ -42,7 +42,7 @@ def build(
     batch_size: int,
     threads: int,
     gpu: int | None,
-    normalised: bool = True,
+    norm: Normalisation | None = IMAGENET,
 ) -> Pipeline:
     """A pipeline whose outputs are [H, W, 3] normalised float32 images, one per view, or the uint8 images.
 
@@ -53,7 +53,7 @@ def build(
         batch_size: the most images at once.
         threads: CPU threads.
         gpu: the CUDA device that decodes and augments; None: the CPU does.
-        normalised: False, where there are no views, leaves the images uint8.
+        norm: what normalises; None leaves the images uint8, and there are no views.
     """
     pipeline = Pipeline(batch_size=batch_size, num_threads=threads, device_id=gpu, prefetch_queue_depth=2)
     count = sum(len(parameters(view, Augmentation.none(0))) for view in views)
@@ -65,13 +65,18 @@ def build(
         resized = fn.resize(image, size=size, interp_type=types.DALIInterpType.INTERP_CUBIC, antialias=True)
         image = cast(DataNode, resized)  # other types are for other arguments
         given = iter(values)
-        outputs = [_augmented(image, view, size, given) for view in views]
-        pipeline.set_outputs(*outputs or [_normalise(image) if normalised else image])
+        if norm is None:
+            pipeline.set_outputs(image)
+        else:
+            outputs = [_augmented(image, view, size, norm, given) for view in views]
+            pipeline.set_outputs(*outputs or [_normalise(image, norm)])
     pipeline.build()
     return pipeline
 
 
-def _augmented(image: DataNode, view: View, size: tuple[int, int], given: Iterator[DataNode]) -> DataNode:
+def _augmented(
+    image: DataNode, view: View, size: tuple[int, int], norm: Normalisation, given: Iterator[DataNode]
+) -> DataNode:
     """One view of the image by the parameters that are `given`."""
     if view.grey:
         rgb, grey = types.DALIImageType.RGB, types.DALIImageType.GRAY
@@ -90,12 +95,12 @@ def _augmented(image: DataNode, view: View, size: tuple[int, int], given: Iterat
     )
     if view.blur > 0:
         image = fn.gaussian_blur(image, sigma=next(given), window_size=next(given))
-    image = _normalise(image)
+    image = _normalise(image, norm)
     if view.erase > 0:
         image = fn.erase(image, anchor=next(given), shape=next(given), axis_names="HW", fill_value=ERASE_FILL)
     return image
 
 
-def _normalise(image: DataNode) -> DataNode:
-    mean, scale = ([255 * number for number in numbers] for numbers in (MEAN, STD))
+def _normalise(image: DataNode, norm: Normalisation) -> DataNode:
+    mean, scale = ([255 * number for number in numbers] for numbers in (norm.mean, norm.std))
     return fn.crop_mirror_normalize(image, dtype=types.DALIDataType.FLOAT, output_layout="HWC", mean=mean, std=scale)

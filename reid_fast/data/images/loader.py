@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from reid_fast.console import Console
-from reid_fast.data.images.augmentation import View, draw
+from reid_fast.data.images.augmentation import View, draw, draw_keys
 from reid_fast.data.images.held import Held
 from reid_fast.data.images.image_files import ImageFiles, Part, batches
+from reid_fast.data.images.normalisation import IMAGENET, Normalisation
 from reid_fast.data.images.open import open_files
 from reid_fast.data.images.stream import ImageStream
 from reid_fast.data.sets import TrainingSet
@@ -35,6 +36,7 @@ class Batch:
     epoch: int = 0  # finished epochs of the run
     step: int = 0  # finished steps of the run, over all epochs
     drawn: Tensor | None = None  # what the method draws for this step
+    keys: Tensor | None = None  # [b] int64 in [0, 2³²), what networks draw from: see `StochasticDepth`
     split: Split | None = None  # the ranks' parts; None: there is one, and b = B
 
     def gather(self, x: Tensor) -> Tensor:
@@ -48,13 +50,15 @@ class Batch:
     @property
     def tensors(self) -> list[Tensor]:
         """All that lies on the device."""
-        return [self.labels, self.index, self.cams, *self.views, *([] if self.drawn is None else [self.drawn])]
+        known = self.labels, self.index, self.cams, *self.views
+        return [*known, *(tensor for tensor in (self.drawn, self.keys) if tensor is not None)]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Batch:
         """The same step with others in the place of `tensors`."""
         labels, index, cams, *views = tensors
+        keys = None if self.keys is None else views.pop()
         drawn = None if self.drawn is None else views.pop()
-        return replace(self, labels=labels, index=index, cams=cams, views=tuple(views), drawn=drawn)
+        return replace(self, labels=labels, index=index, cams=cams, views=tuple(views), drawn=drawn, keys=keys)
 
 
 @dataclass(frozen=True)
@@ -129,10 +133,12 @@ class Loader:
             for number, view in enumerate(self.views)
         ]
         known = images, self.images.classes(labels)[images], self.images.images.cams[images]
-        index, classes, cams = (to_device(values, self.device) for values in known)
-        of_batches = zip(batches(len(images), width), self.augmented(own, drawn, len(rows)), strict=True)
-        for step, (those, views) in enumerate(of_batches, steps_before + first_step):
-            yield Batch(views, classes[those], index[those], cams[those], epoch, step, split=split)
+        keys = draw_keys(positions, seed=self.seed, epoch=epoch)
+        index, classes, cams, keys_of_own = (to_device(values, self.device) for values in (*known, keys))
+        parts = batches(len(images), width), batches(len(own), len(rows)), self.augmented(own, drawn, len(rows))
+        for step, (those, part, views) in enumerate(zip(*parts, strict=True), steps_before + first_step):
+            known_of_step = classes[those], index[those], cams[those]
+            yield Batch(views, *known_of_step, epoch, step, keys=keys_of_own[part], split=split)
 
 
 def open_loader(
@@ -141,6 +147,7 @@ def open_loader(
     size: tuple[int, int],
     views: Sequence[View],
     batch_size: int,
+    norm: Normalisation = IMAGENET,
     cache: float,
     cache_dir: Path | None = None,
     ranks: Ranks = ALONE,
@@ -156,7 +163,7 @@ def open_loader(
         views: what a training image is turned into.
         batch_size: images of a step, of both domains together.
         seed: what augmentation is drawn from.
-        size, cache, cache_dir, ranks, device, threads, console: see `open_files`.
+        size, norm, cache, cache_dir, ranks, device, threads, console: see `open_files`.
 
     Raises:
         UserError: a file cannot be read or decoded; it is named.
@@ -165,6 +172,7 @@ def open_loader(
     whole, held = open_files(
         paths,
         size,
+        norm=norm,
         cache=cache,
         cache_dir=cache_dir,
         ranks=ranks,
@@ -174,5 +182,7 @@ def open_loader(
     )
     augmented = whole
     if not held:
-        augmented = ImageStream(paths, size, views=views, batch_size=batch_size, device=device, threads=threads)
+        augmented = ImageStream(
+            paths, size, views=views, batch_size=batch_size, norm=norm, device=device, threads=threads
+        )
     return Loader(images, held, whole, augmented, size, tuple(views), seed, device)

@@ -10,6 +10,7 @@ import torch
 from reid_fast.console import Console
 from reid_fast.data.images.held import Held
 from reid_fast.data.images.image_files import ImageFiles
+from reid_fast.data.images.normalisation import IMAGENET, Normalisation
 from reid_fast.data.images.store import ImageStore, decode
 from reid_fast.data.images.store_file import open_store_file
 from reid_fast.data.images.stream import ImageStream
@@ -20,6 +21,7 @@ def open_files(
     paths: Sequence[Path],
     size: tuple[int, int],
     *,
+    norm: Normalisation = IMAGENET,
     cache: float,
     cache_dir: Path | None = None,
     beside: float = 0.0,
@@ -33,6 +35,7 @@ def open_files(
     Args:
         paths: N files.
         size: (H, W) in pixels.
+        norm: what normalises, when they are asked for: what is held is not.
         cache: GiB of memory that held images may take; they also leave half of it.
         cache_dir: where files of decoded images are kept; None: nowhere.
         beside: GiB that other images are held in already.
@@ -54,7 +57,7 @@ def open_files(
         assert cache_dir is not None
         try:
             whole = threads * ranks.local_size  # one builds it, and the others wait
-            file = open_store_file(cache_dir, paths, size, device=device, threads=whole, console=console)
+            file = open_store_file(cache_dir, paths, size, norm=norm, device=device, threads=whole, console=console)
             return file, held
         except OSError as error:
             held = held.without_file(error)
@@ -74,5 +77,5 @@ def open_files(
                 console=console,
             )
         ranks.complete(pixels, shares)
-        return ImageStore(paths, pixels, device), held
-    return ImageStream(paths, size, device=device, threads=threads), held
+        return ImageStore(paths, pixels, device, norm), held
+    return ImageStream(paths, size, norm=norm, device=device, threads=threads), held

@@ -14,7 +14,7 @@ from torch import Tensor
 from reid_fast.console import Console
 from reid_fast.data.images.augmentation import Augmentation
 from reid_fast.data.images.image_files import ImageFiles, batches
-from reid_fast.data.images.normalisation import ERASE_FILL, MEAN, STD
+from reid_fast.data.images.normalisation import ERASE_FILL, IMAGENET, Normalisation
 from reid_fast.data.images.stream import ImageStream
 from reid_fast.device import pinned, to_device
 from reid_fast.ops import augment
@@ -26,15 +26,22 @@ T = TypeVar("T")
 class ImageStore(ImageFiles):
     """Decoded images of one list of files, to be called like an `ImageStream`."""
 
-    def __init__(self, paths: Sequence[Path], pixels: Tensor, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        pixels: Tensor,
+        device: torch.device | None = None,
+        norm: Normalisation = IMAGENET,
+    ) -> None:
         """
         Args:
             paths: the N files that indices point to.
             pixels: [N, H, W, 3] uint8, contiguous, as `decode` returns them.
             device: where images come out; None: where the pixels lie. Those of the host come to a CUDA device batch by
                 batch.
+            norm: what normalises.
         """
-        self.paths, self._pixels = paths, pixels
+        self.paths, self._pixels, self._norm = paths, pixels, norm
         self._device = pixels.device if device is None else device
 
     def __call__(
@@ -84,8 +91,8 @@ class ImageStore(ImageFiles):
                 pixels,
                 own,
                 *(values[rows] for values in (flip, crop, erase)),
-                mean=MEAN,
-                std=STD,
+                mean=self._norm.mean,
+                std=self._norm.std,
                 fill=ERASE_FILL,
                 blur=None if blur is None else blur[rows],
                 grey=aug.grey,
@@ -142,7 +149,7 @@ def decoded(
     console: Console,
 ) -> Iterator[tuple[slice, Tensor]]:
     """The images of a share of N files one after another: their places, and [n, H, W, 3] uint8. See `decode`."""
-    stream = ImageStream(paths, size, batch_size=_BATCH, device=device, threads=threads, normalised=False)
+    stream = ImageStream(paths, size, batch_size=_BATCH, device=device, threads=threads, norm=None)
     with console.progress("decoding") as report:
         done = 0
         for images in stream.plain(np.array(share), _BATCH):

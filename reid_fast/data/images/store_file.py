@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from reid_fast.console import Console
+from reid_fast.data.images.normalisation import IMAGENET, Normalisation
 from reid_fast.data.images.store import ImageStore, decoded
 from reid_fast.errors import UserError
 
@@ -55,6 +56,7 @@ class StoreFile(ImageStore):
         paths: Sequence[Path],
         size: tuple[int, int],
         device: torch.device,
+        norm: Normalisation,
     ) -> None:
         """
         Args:
@@ -65,13 +67,14 @@ class StoreFile(ImageStore):
             paths: the N files that indices point to.
             size: (H, W) in pixels.
             device: where images come out.
+            norm: what normalises.
         """
         self._path, self._mapped, self._start, self._sums = path, mapped, start, sums
         self._images = np.frombuffer(mapped, np.uint8, offset=start).reshape(len(paths), *size, 3)
         self._unknown = np.ones(len(paths), bool)  # which have not been compared yet
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not writable")  # nobody writes to them
-            super().__init__(paths, torch.from_numpy(self._images), device)
+            super().__init__(paths, torch.from_numpy(self._images), device, norm)
 
     def prepare(self, indices: np.ndarray) -> None:
         """Let the disk read a batch at once, not page by page, and see whether it is what was written.
@@ -102,6 +105,7 @@ def open_store_file(
     paths: Sequence[Path],
     size: tuple[int, int],
     *,
+    norm: Normalisation = IMAGENET,
     device: torch.device,
     threads: int,
     console: Console,
@@ -112,6 +116,7 @@ def open_store_file(
         folder: where such files are kept.
         paths: N images.
         size: (H, W) in pixels.
+        norm: what normalises, when they are asked for: the file is the same for all.
         device: what decodes, and where images come out.
         threads: CPU threads for decoding.
         console: shows the progress.
@@ -122,18 +127,18 @@ def open_store_file(
     """
     file = _File.of(folder, paths, size, device, console)
     waiting = False
-    while (store := file.read(paths, device)) is None:
+    while (store := file.read(paths, device, norm)) is None:
         with file.locked() as part:
             if part is None:
                 if not waiting:
                     console.say(f"another process decodes these images into {folder}: waiting for it")
                 waiting = True
                 time.sleep(_PATIENCE)
-            elif file.read(paths, device) is None:  # nobody has made it since
+            elif file.read(paths, device, norm) is None:  # nobody has made it since
                 file.sweep()
                 share = range(len(paths))
                 file.write(part, decoded(paths, size, share, device=device, threads=threads, console=console))
-                if file.read(paths, device) is None:
+                if file.read(paths, device, norm) is None:
                     raise OSError(f"{file.path} does not read as it was written")
     return store
 
@@ -194,7 +199,7 @@ class _File:
         """How large it is."""
         return self.start + self.images * self.size[0] * self.size[1] * 3
 
-    def read(self, paths: Sequence[Path], device: torch.device) -> StoreFile | None:
+    def read(self, paths: Sequence[Path], device: torch.device, norm: Normalisation) -> StoreFile | None:
         """The file; None where there is none, or one that is not of these images or not as it was written."""
         try:
             with self.path.open("rb") as file:
@@ -209,7 +214,7 @@ class _File:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError:
             return None
-        store = StoreFile(self.path, mapped, self.start, sums, paths, self.size, device)
+        store = StoreFile(self.path, mapped, self.start, sums, paths, self.size, device, norm)
         return store if store.intact(np.linspace(0, self.images - 1, _SAMPLE).astype(np.int64)) else None
 
     @contextmanager

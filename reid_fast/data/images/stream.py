@@ -13,6 +13,7 @@ from torch import Tensor
 
 from reid_fast.data.images.augmentation import Augmentation, View
 from reid_fast.data.images.image_files import ImageFiles, batches
+from reid_fast.data.images.normalisation import IMAGENET, Normalisation
 from reid_fast.data.sets import read_image
 from reid_fast.errors import UserError
 
@@ -37,7 +38,7 @@ class ImageStream(ImageFiles):
         batch_size: int = 256,
         device: torch.device | str = "cpu",
         threads: int = 2,
-        normalised: bool = True,
+        norm: Normalisation | None = IMAGENET,
     ) -> None:
         """
         Args:
@@ -48,7 +49,7 @@ class ImageStream(ImageFiles):
             device: where the tensors are wanted; on CUDA, decoding and augmentation run there too. "cuda" is the
                 current device.
             threads: CPU threads for decoding.
-            normalised: False, where there are no views, leaves the images uint8, 0..255.
+            norm: what normalises; None leaves the images uint8, 0..255, and there are no views.
         """
         from reid_fast.data.images import dali
 
@@ -65,14 +66,14 @@ class ImageStream(ImageFiles):
             batch_size=batch_size,
             threads=threads,
             gpu=_number(self._device),
-            normalised=normalised,
+            norm=norm,
         )
         self._pipeline = self._new_pipeline()
 
     def __call__(
         self, indices: np.ndarray, augmentations: Sequence[Augmentation], batch_size: int
     ) -> Iterator[tuple[Tensor, ...]]:
-        """See `ImageFiles`; a stream that is not `normalised` yields uint8."""
+        """See `ImageFiles`; a stream without a `norm` yields uint8."""
         if self._recent:  # an unfinished pass has left its prefetched images, or its error, in the pipeline
             self._recent.clear()
             self._pipeline = self._new_pipeline()

@@ -7,12 +7,12 @@ from inputs import break_files, smooth_images
 from PIL import Image
 
 from reid_fast.console import Console
-from reid_fast.data.images import View, held, open_loader
+from reid_fast.data.images import NORMALISATIONS, View, held, open_loader
 from reid_fast.data.images.augmentation import draw
 from reid_fast.data.images.stream import ImageStream
 from reid_fast.data.sets import ImageSet, TrainingSet
 from reid_fast.errors import UserError
-from reid_fast.ranks import Ranks
+from reid_fast.ranks import Ranks, Split
 
 SIZE = (23, 11)
 VIEWS = (View(pad=3, erase=0.7), View(pad=0, erase=0.0))
@@ -37,10 +37,10 @@ def image_set(folder, pids, cams, seed=0):
     return ImageSet(paths, np.array(pids), np.array(cams))
 
 
-def opened(images, cache, batch_size=4):
+def opened(images, cache, batch_size=4, **more):
     options = {"views": VIEWS, "batch_size": batch_size, "seed": 5, "device": torch.device("cpu"), "threads": 1}
     where = {"cache": cache} if cache != FILE else {"cache": 0.0, "cache_dir": images.target.paths[0].parent}
-    return open_loader(images, size=SIZE, **where, console=Console(), **options)
+    return open_loader(images, size=SIZE, **where, console=Console(), **options | more)
 
 
 def plan_over(images, iters=5, batch_size=4):
@@ -50,7 +50,9 @@ def plan_over(images, iters=5, batch_size=4):
 def assert_equal(batches, others):
     for batch, other in zip(batches, others, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(batch.views, other.views, strict=True))
-        assert all(torch.equal(getattr(batch, name), getattr(other, name)) for name in ("labels", "index", "cams"))
+        assert all(
+            torch.equal(getattr(batch, name), getattr(other, name)) for name in ("labels", "index", "cams", "keys")
+        )
         assert (batch.epoch, batch.step) == (other.epoch, other.step)
 
 
@@ -125,6 +127,40 @@ def test_parameters_are_drawn_once_an_epoch_for_the_steps_that_are_left(target, 
     images = TrainingSet(target, source)
     list(opened(images, HELD).batches(plan_over(images), LABELS, epoch=3, first_step=2))
     assert drawn == len(VIEWS) * [list(range(8, 20))]
+
+
+def test_keys_are_those_of_the_images_places_in_the_epoch_on_any_rank(target):
+    images = TrainingSet(target)
+    plan, loader = plan_over(images), opened(images, HELD)
+    whole = torch.stack([batch.keys for batch in loader.batches(plan, LABELS, epoch=3)])
+    assert whole.dtype == torch.int64
+    assert ((whole >= 0) & (whole < 2**32)).all()
+    assert len(whole.unique()) == plan.size
+    assert not torch.equal(whole[0], next(iter(loader.batches(plan, LABELS, epoch=4))).keys)
+    for rank, share in ((0, slice(0, 2)), (1, slice(2, 4))):
+        split = Split(Ranks(rank, 2), 4, 2, 1, torch.device("cpu"))
+        part = [batch.keys for batch in loader.batches(plan, LABELS, epoch=3, split=split)]
+        assert torch.equal(torch.stack(part), whole[:, share])
+
+
+@pytest.mark.parametrize("cache", [HELD, FILE, STREAMED])
+def test_another_normalisation_reaches_the_pixels_and_leaves_erased_ones(target, cache):
+    images = TrainingSet(target)
+    plan = plan_over(images)
+    of_imagenet, of_half = (
+        torch.stack([batch.views[0] for batch in opened(images, cache, norm=norm).batches(plan, LABELS, epoch=2)])
+        for norm in (NORMALISATIONS["imagenet"], NORMALISATIONS["half"])
+    )
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    erased = (of_imagenet == mean).all(2, keepdim=True)  # the published code's fill is the raw mean
+    assert 0.02 < erased.double().mean() < 0.5
+    expected = torch.where(erased, mean, (of_imagenet * std + mean) * 2 - 1)
+    torch.testing.assert_close(of_half, expected, rtol=0, atol=1e-5)
+    plain = [
+        next(opened(images, cache, norm=NORMALISATIONS[name]).target.plain(np.arange(4), 4))
+        for name in ("imagenet", "half")
+    ]
+    torch.testing.assert_close(plain[1], (plain[0] * std + mean) * 2 - 1, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("cache", [HELD, FILE, STREAMED])

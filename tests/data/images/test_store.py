@@ -11,7 +11,7 @@ from on_device import CUDA, Device
 from PIL import Image
 
 from reid_fast.console import Console
-from reid_fast.data.images import STD, ImageStream, View, store
+from reid_fast.data.images import IMAGENET, ImageStream, View, store
 from reid_fast.data.images.augmentation import draw
 from reid_fast.data.images.image_files import Part
 from reid_fast.data.images.store import ImageStore, ahead, decode
@@ -103,7 +103,7 @@ def test_flip_crop_and_erasing_give_the_streams_bits(paths, size, held):
 )
 def test_blur_and_grey_differ_by_a_level_where_rounding_does(paths, size, view, share, held):
     ((streamed,), (stored,)) = both(paths, (view,), size, held)
-    off = (stored - streamed).abs().permute(0, 2, 3, 1) * torch.tensor(STD) * 255
+    off = (stored - streamed).abs().permute(0, 2, 3, 1) * torch.tensor(IMAGENET.std) * 255
     assert off.max() < 1.01
     assert (off > 0.01).float().mean() < share
 
@@ -260,7 +260,7 @@ def test_gpu_store_is_the_gpus_stream(paths, size):
     streamed = through(ImageStream(paths, size, views=views, batch_size=9, device=device), views, size)
     for mine, theirs in zip(stored, streamed, strict=True):
         assert mine.is_cuda
-        off = (mine - theirs).abs().cpu().permute(0, 2, 3, 1) * torch.tensor(STD) * 255
+        off = (mine - theirs).abs().cpu().permute(0, 2, 3, 1) * torch.tensor(IMAGENET.std) * 255
         assert off.max() < 1.01
         assert (off > 0.01).float().mean() < 1e-3
 
