@@ -20,7 +20,7 @@ from reid_fast.methods.cc import ClusterContrast
 from reid_fast.models import fold, norm
 from reid_fast.ops.grouped_bn import Norms, fused
 
-SYSTEMS = [*method_names(), "cc with a source", "spcl with a source"]
+SYSTEMS = [*method_names(), "cc with a source", "spcl with a source", "cc by a transformer"]
 STEPS = 3
 
 
@@ -29,12 +29,14 @@ def flags(people, market_folder, tmp_path_factory, tiny_arch):
     """The settings of the smallest run of a system on a device."""
 
     def settings(system, device):
-        name, _, source = system.partition(" with ")
+        name, source = system.split()[0], "source" in system
         more = {"camera_epoch": 0} if "camera_epoch" in settings_class(name).__dataclass_fields__ else {}
         if source:
             more |= {"source": "market1501", "source_dir": market_folder}
         more |= {"data_dir": people, "logs_dir": tmp_path_factory.mktemp("run"), "device": device}
         tiny = TINY | {"arch": "tiny", "iters": STEPS, "epochs": 1, "workers": 1}
+        if "transformer" in system:
+            tiny |= {"arch": "tiny_vit", "drop_path": 0.5, "optimizer": "sgd"}
         return parse(argv(**tiny | more, method=name.replace("_", "-")))[0]
 
     return settings
@@ -173,6 +175,7 @@ LABEL_STAGE = {
     "cap": [EVERY_EXTRACTION, EVERY_MEAN],
     "cap_cc": [EVERY_EXTRACTION, EVERY_MEAN, EVERY_MEAN],
     "cc": [EVERY_EXTRACTION, EVERY_MEAN],
+    "cc by a transformer": [EVERY_EXTRACTION, EVERY_MEAN],
     "cc with a source": [EVERY_EXTRACTION, EVERY_EXTRACTION, EVERY_MEAN, EVERY_MEAN],
     "dccc": [EVERY_EXTRACTION, EVERY_MEAN],
     "ice": [EVERY_EXTRACTION, EVERY_MEAN, EVERY_MEAN],

@@ -23,11 +23,13 @@ from reid_fast import train as driver
 from reid_fast.errors import Stopped
 from reid_fast.models.archs import ARCHS
 from reid_fast.models.archs.resnet import BasicBlock, ResNetArch
+from reid_fast.models.archs.vit import ViTArch
 from reid_fast.ranks import ALONE, Ranks
 
 # Three BatchNorm groups of eight: one a rank, or two and one.
 SMALL = TINY | {"arch": "tiny", "batch_size": 24, "bn_group": 8, "iters": 10, "epochs": 1, "workers": 1, "threads": 1}
 ARCHS.setdefault("tiny", ResNetArch(BasicBlock, (1, 1, 1, 1), width=8))
+ARCHS.setdefault("tiny_vit", ViTArch(16, depth=2, heads=2))
 
 
 class Trained:

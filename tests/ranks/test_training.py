@@ -14,6 +14,8 @@ from reid_fast.methods import method_names, settings_class
 SYSTEMS = [*method_names(), "cc with a source", "spcl with a source", "cc with approximate neighbours"]
 # One BatchNorm group lies on all ranks; so does one of each domain; three ranks hold parts of two.
 SPANNING = {"cap in one group": 0, "cc with a source in one group": 0, "cc in groups of twelve": 12}
+# Whose images skip branches, in each half of a batch; with a teacher, whose images skip none.
+TRANSFORMERS = ["cc with a source by a transformer", "ice by a transformer"]
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,8 @@ def settings(people, others, tmp_path_factory):
             flags |= {"source": "market1501", "source_dir": others}
         if "approximate" in system:
             flags |= {"knn": "ivf"}
+        if system in TRANSFORMERS:
+            flags |= {"arch": "tiny_vit", "drop_path": 0.5, "optimizer": "sgd"}
         if system in SPANNING:
             flags |= {"bn_group": SPANNING[system]}
         # From its third step on Adam makes rounding visible: a gradient of nearly nothing moves a weight by --lr.
@@ -41,7 +45,7 @@ def settings(people, others, tmp_path_factory):
 def runs(settings, tmp_path_factory):
     """What one, two and three ranks saw of every system: [system][ranks][rank]."""
     folder = tmp_path_factory.mktemp("ranks")
-    found = {system: {} for system in (*SYSTEMS, *SPANNING)}
+    found = {system: {} for system in (*SYSTEMS, *SPANNING, *TRANSFORMERS)}
     configs = {system: settings(system) for system in found}
     for size in (1, 2, 3):
         logs = folder / str(size)
@@ -59,7 +63,7 @@ def update(seen):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("system", [*SYSTEMS, *SPANNING])
+@pytest.mark.parametrize("system", [*SYSTEMS, *SPANNING, *TRANSFORMERS])
 def test_losses_and_updates_are_those_of_one_process(runs, system, size):
     (alone,), together = runs[system][1], runs[system][size]
     assert len(alone["losses"]) == 10
@@ -68,7 +72,7 @@ def test_losses_and_updates_are_those_of_one_process(runs, system, size):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("system", [*SYSTEMS, *SPANNING])
+@pytest.mark.parametrize("system", [*SYSTEMS, *SPANNING, *TRANSFORMERS])
 def test_all_ranks_hold_the_same_bits(runs, system, size):
     first, *others = runs[system][size]
     for other in others:
