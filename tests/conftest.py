@@ -93,7 +93,7 @@ def copied(people, tmp_path):
 
 @pytest.fixture(scope="module")
 def tiny_arch():
-    """--arch tiny: one block of eight channels a stage; tiny_vit and tiny_osnet: as small, of the other families."""
+    """--arch tiny: one block of eight channels a stage; tiny_vit, tiny_ics, tiny_osnet: as small, of other families."""
     from reid_fast.models.archs import ARCHS
     from reid_fast.models.archs.osnet import OSNetArch
     from reid_fast.models.archs.resnet import BasicBlock, ResNetArch
@@ -101,7 +101,8 @@ def tiny_arch():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHS, "tiny", ResNetArch(BasicBlock, (1, 1, 1, 1), width=8))
-        patch.setitem(ARCHS, "tiny_vit", ViTArch(16, depth=2, heads=2, stem=True))
+        patch.setitem(ARCHS, "tiny_vit", ViTArch(16, depth=2, heads=2))
+        patch.setitem(ARCHS, "tiny_ics", ViTArch(16, depth=2, heads=2, stem=True))
         patch.setitem(ARCHS, "tiny_osnet", OSNetArch((8, 64, 64, 64)))
         yield
 
