@@ -26,6 +26,8 @@ LEAVES = {
     "stop",
 }
 BELOW = {  # what each room may import, beside itself and the leaves
+    "__main__": {"commands"},
+    "commands": {"train", "evaluate", "data"},
     "train": {"captured", "gradients", "evaluate", "command_line", "methods", "labels", "models", "data"},
     "captured": {"data"},
     "gradients": {"data"},
@@ -40,6 +42,7 @@ BELOW = {  # what each room may import, beside itself and the leaves
     "clustering": {"_C"},
     "ops": {"kernels"},
     "kernels": set(),
+    "pages": set(),
 }
 MODULES = {
     ".".join(("reid_fast", *path.relative_to(PACKAGE).with_suffix("").parts)): ast.parse(path.read_text())

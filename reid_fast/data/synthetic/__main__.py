@@ -1,25 +1,6 @@
-"""`python -m reid_fast.data.synthetic` draws the synthetic data set and prints its folder."""
+"""`python -m reid_fast.data.synthetic` is `reid-fast data synthetic`."""
 
-from __future__ import annotations
-
-import argparse
-from pathlib import Path
-
-from reid_fast.data.synthetic.draw import contact_sheet, synthetic_folder
-
-
-def main() -> None:
-    """Read the flags, draw, print."""
-    parser = argparse.ArgumentParser(description="Draws the synthetic data set and prints its folder.")
-    parser.add_argument("--root", type=Path, help="where to put it (default: the user's cache folder)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sheet", type=Path, help="also save a contact sheet of the first identities here")
-    args = parser.parse_args()
-    folder = synthetic_folder(args.root, seed=args.seed)
-    if args.sheet:
-        contact_sheet(folder, args.sheet)
-    print(folder)
-
+from reid_fast.data.synthetic.command import main
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,5 @@
+"""Train an encoder on images without labels."""
+
+from reid_fast.train import main
+
+__all__ = ["main"]
