@@ -1,0 +1,26 @@
+"""Text from outside as it may stand in a page."""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+
+# Controls (Cc), formats such as bidi overrides and zero-width marks (Cf), halves of surrogate pairs, which stand for
+# bytes of names that are not UTF-8 (Cs), private and unassigned characters (Co, Cn), line and paragraph ends (Zl, Zp).
+_INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+
+
+def shown(text: object) -> str:
+    """Text as HTML, for between tags and for attributes in either quotes.
+
+    What could be no more than text is escaped. What cannot be seen, or turns around what can, is named by its number:
+    a right-to-left override becomes ⟨U+202E⟩.
+
+    Args:
+        text: anything with a `str`, such as the name of a file.
+    """
+    return html.escape("".join(f"⟨U+{ord(c):04X}⟩" if _hides(c) else c for c in str(text)))
+
+
+def _hides(character: str) -> bool:
+    return unicodedata.category(character) in _INVISIBLE
