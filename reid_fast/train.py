@@ -186,6 +186,8 @@ def build(config: Config, ranks: Ranks = ALONE, stop: Stop | None = None) -> Run
     ranks.adopt([*method.parameters(), *method.buffers()])
     where = f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device
     console.say(f"{config.method} on {config.dataset}, {config.arch}, {where}, {amp or 'float32'} -> {path}")
+    if state is None:
+        console.say(f"weights: {method.model.origin}")
     if split is not None:
         console.say(describe_ranks(config, split))
     loader = open_loader(

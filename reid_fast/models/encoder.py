@@ -45,6 +45,8 @@ class PooledAlready(nn.Module):
 class Encoder(nn.Module):
     """Backbone, pooling and a BNNeck with its bias frozen at 0 (Luo et al., "Bag of Tricks", CVPRW 2019)."""
 
+    origin: str = "random"  # what its weights were read from, in words
+
     def __init__(self, arch: str, pooling: str = "avg", bn_group: int = 0, options: Options = PLAIN) -> None:
         """Put the parts together, with random weights.
 

@@ -1,26 +1,30 @@
-"""Pretrained weights: from a file, or ImageNet's from torch.hub's cache."""
+"""Pretrained weights: from a checkpoint, or ImageNet's from torch.hub's cache."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from reid_fast.errors import UserError
 from reid_fast.models.archs import ARCHS
+from reid_fast.models.checkpoints import POSITIONS, Checkpoint, architecture_of, grid_of, read_checkpoint, resized
 from reid_fast.models.encoder import Encoder
 
 
 def load_weights(encoder: Encoder, arch: str, weights: str) -> None:
-    """Initialise the backbone of `encoder` in place.
+    """Initialise the backbone of `encoder` in place, and what else the weights have of it: its neck, its pooling.
+
+    What they are is said in `encoder.origin`.
 
     Args:
         encoder: of architecture `arch`.
         weights: "none" leaves it random, "imagenet" takes torchvision's first ImageNet weights (downloaded once into
-            torch.hub's cache), anything else is the path of a .pth or .safetensors file with torchvision's names.
+            torch.hub's cache), anything else is the path of a checkpoint: a file of any layout that
+            `read_checkpoint` knows, or a run folder.
 
     Raises:
         UserError: no such file, no weights published, no network, or a file whose tensors do not fit (named).
@@ -28,9 +32,13 @@ def load_weights(encoder: Encoder, arch: str, weights: str) -> None:
     if weights == "none":
         return
     source = _imagenet_file(arch) if weights == "imagenet" else Path(weights)
-    if not source.is_file():
-        raise UserError(f"--weights {weights}: there is no such file")
-    _fit(encoder.backbone, _read(source), source)
+    if not source.exists():
+        raise UserError(f"--weights {weights}: there is no such file or run folder")
+    checkpoint = read_checkpoint(source)
+    checkpoint, resizing = _at_size_of(encoder, checkpoint)
+    _check_fits(encoder, arch, checkpoint)
+    encoder.load_state_dict(checkpoint.tensors, strict=False)
+    encoder.origin = f"{checkpoint}{resizing}"
 
 
 def _imagenet_file(arch: str) -> Path:
@@ -40,9 +48,11 @@ def _imagenet_file(arch: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A download becomes a file when it is whole and, on these hosts, has the SHA-256 that its name begins to tell.
+        digest = re.fullmatch(r"https://(?:download\.pytorch\.org|dl\.fbaipublicfiles\.com)/.+-([0-9a-f]+)\.pth", url)
         try:
-            torch.hub.download_url_to_file(url, str(path))
-        except (URLError, OSError) as error:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest[1] if digest else None)
+        except (URLError, OSError, RuntimeError) as error:
             raise UserError(
                 f"could not download {url} ({error}): fetch it elsewhere and put it at {path}, "
                 "or train from scratch with --weights none"
@@ -50,32 +60,50 @@ def _imagenet_file(arch: str) -> Path:
     return path
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-            # Training scripts wrap the tensors in one of these and DataParallel prefixes each name.
-            tensors = next((tensors[key] for key in ("state_dict", "model") if key in tensors), tensors)
-        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    except Exception as error:  # each of the readers has its own zoo of exceptions
-        reason = str(error).split("\n")[0]
-        raise UserError(f"--weights {path} is not a file of PyTorch or safetensors weights ({reason})") from None
+def _at_size_of(encoder: Encoder, checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
+    """The checkpoint with its positions for the encoder's images, and what was done to them."""
+    positions, new = checkpoint.tensors.get(POSITIONS), encoder.backbone.grid
+    if positions is None or positions.ndim != 3 or new is None or positions.shape[1] == 1 + new[0] * new[1]:
+        return checkpoint, ""
+    n = positions.shape[1] - 1
+    old = grid_of(n, checkpoint.size)
+    if old is None:
+        raise UserError(
+            f"--weights {checkpoint.path} has {n} positions, whose grid cannot be told: it is neither square nor twice "
+            "as high as wide; take the --height and --width that it was trained with"
+        )
+    tensors = checkpoint.tensors | {POSITIONS: resized(positions, old, new)}
+    sides = (f"{h}×{w}" for h, w in (old, new))
+    return replace(checkpoint, tensors=tensors), "; position grid {} resized to {}".format(*sides)
 
 
-def _fit(backbone: torch.nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    own = backbone.state_dict()
-    # A classifier head is of no use here; batch counters are missing from files older than PyTorch 0.4.1.
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
-    missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
-    unknown = [name for name in tensors if name not in own]
-    reshaped = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+def _check_fits(encoder: Encoder, arch: str, checkpoint: Checkpoint) -> None:
+    """
+    Raises:
+        UserError: a tensor that the encoder needs is missing, or one is there that it does not have in this shape.
+    """
+    own, tensors, layout = encoder.state_dict(), checkpoint.tensors, checkpoint.layout
+    # A neck or a pooling need not be there, but must be whole. Batch counters are missing from files older than
+    # PyTorch 0.4.1.
+    parts = {"backbone", *(name.partition(".")[0] for name in tensors)}
+    missing = [
+        layout.in_file(name)
+        for name in own
+        if name not in tensors and name.partition(".")[0] in parts and not name.endswith("num_batches_tracked")
+    ]
+    unknown = [checkpoint.names[name] for name in tensors if name not in own]
+    reshaped = [checkpoint.names[name] for name in own if name in tensors and own[name].shape != tensors[name].shape]
     problems = [
         f"{kind}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
         for kind, names in (("missing", missing), ("unknown", unknown), ("of another shape", reshaped))
         if names
     ]
-    if problems:
-        raise UserError(f"--weights {source} does not fit this --arch ({'; '.join(problems)})")
-    backbone.load_state_dict(tensors, strict=False)
+    if not problems:
+        return
+    if unknown == [checkpoint.names.get("pool.p")] and len(problems) == 1:
+        raise UserError(f"--weights {checkpoint.path} was trained with GeM pooling: add --pooling-type gem")
+    fitting = architecture_of(tensors)
+    way_out = f": take --arch {fitting}" if fitting not in (None, arch) else ""
+    raise UserError(
+        f"--weights {checkpoint.path} ({layout.name}) does not fit --arch {arch} ({'; '.join(problems)}){way_out}"
+    )

@@ -1,6 +1,8 @@
 """Pretrained weights: files of several kinds, and ImageNet's."""
 
 import copy
+import io
+from email.message import Message
 from urllib.error import URLError
 
 import pytest
@@ -95,7 +97,7 @@ def test_a_file_of_something_else_than_weights_is_a_user_error(tiny, tmp_path, c
 
 
 def test_imagenet_weights_offline_say_where_to_put_the_file(tmp_path, monkeypatch):
-    def offline(url, path):
+    def offline(url, path, **_):
         assert url.startswith("https://download.pytorch.org/models/resnet18-")
         raise URLError("no network")
 
@@ -109,7 +111,7 @@ def test_imagenet_weights_offline_say_where_to_put_the_file(tmp_path, monkeypatc
 def test_imagenet_weights_are_downloaded_once(tmp_path, monkeypatch):
     downloads = []
 
-    def download(url, path):
+    def download(url, path, **_):
         downloads.append(url)
         state = saved_like_torchvision("resnet18")
         torch.save(state, path)
@@ -121,6 +123,25 @@ def test_imagenet_weights_are_downloaded_once(tmp_path, monkeypatch):
         load_weights(encoder, "resnet18", "imagenet")
         assert torch.equal(encoder.backbone.conv1.weight, saved_like_torchvision("resnet18")["conv1.weight"])
     assert len(downloads) == 1
+
+
+class Response(io.BytesIO):
+    """What a server sends."""
+
+    def info(self):
+        return Message()
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet101"])
+def test_a_download_that_is_not_what_its_name_says_is_refused_and_leaves_nothing(tmp_path, monkeypatch, arch):
+    content = io.BytesIO()
+    torch.save(saved_like_torchvision("resnet18_half"), content)
+    monkeypatch.setattr(torch.hub, "urlopen", lambda *_, **__: Response(content.getvalue()))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(UserError, match=r"could not download .*hash.*put it at") as caught:
+        load_weights(Encoder("resnet18_half"), arch, "imagenet")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_an_architecture_without_published_weights_says_so(tiny):

@@ -18,6 +18,7 @@ class Backbone(nn.Module, ABC):
 
     c_out: int  # D
     pools: bool = False
+    grid: tuple[int, int] | None = None  # (h, w) of a transformer's patches, one of whose `pos_embed` each has
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor: ...
