@@ -17,20 +17,20 @@ _RESNET_CONV = _stages("resnet_conv", {0: "conv1", 1: "bn1", 3: "layer1", 4: "la
 LAYOUTS = (
     Layout(
         name="Cluster Contrast, SpCL or ICE checkpoint with an embedding layer",
-        mark=r"feat\.weight",
+        mark=r"feat\.",
         used=_BASE | {"gap.": POOL},
         left_out={"feat.": "embedding layer", "feat_bn.": "neck behind it", "classifier.": "classifier"},
         note="features are those before the embedding layer",
     ),
     Layout(
         name="Cluster Contrast, SpCL or ICE checkpoint",
-        mark=r"base\.0\.weight",
+        mark=r"base\.\d\.",
         used=_BASE | {"feat_bn.": NECK, "gap.": POOL},
         left_out={"classifier.": "classifier"},
     ),
     Layout(
         name="CAP checkpoint",
-        mark=r"resnet_conv\.0\.",
+        mark=r"resnet_conv\.\d\.",
         used=_RESNET_CONV | {"bottleneck.": NECK},
         left_out={
             "embeding_memo.": "embedding layer of training",
@@ -42,7 +42,7 @@ LAYOUTS = (
     # `Backbone` of TransReID's transreid_pytorch, and of the strong baseline that it descends from.
     Layout(
         name="strong-baseline checkpoint",
-        mark=r"base\.conv1\.",
+        mark=r"base\.(conv1|layer\d)\.",
         used={"base.": BACKBONE, "bottleneck.": NECK},
         left_out={"classifier.": "classifier", "base.fc.": "classifier"},
     ),

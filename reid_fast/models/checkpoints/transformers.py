@@ -24,14 +24,14 @@ LAYOUTS = (
     # damo-cv/TransReID-SSL, cluster-contrast-reid: `TransReID` is the network with its neck, `bottleneck`.
     Layout(
         name="ViT under timm's names",
-        mark=r"patch_embed\.",
+        mark=r"(patch_embed|blocks\.\d+)\.",
         used={"": BACKBONE, "bottleneck.": NECK},
         left_out=_HEADS,
     ),
     # damo-cv/TransReID-SSL, transreid_pytorch: the network is `base`, pretrained heads and all.
     Layout(
         name="TransReID checkpoint",
-        mark=r"base\.patch_embed\.",
+        mark=r"base\.(patch_embed|blocks\.\d+)\.",
         used={"base.": BACKBONE, "bottleneck.": NECK},
         left_out={"classifier.": "classifier"} | {f"base.{name}": what for name, what in _HEADS.items()},
     ),
