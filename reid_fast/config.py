@@ -122,7 +122,7 @@ class EncoderSettings:
     """transformers: share of images that skip a branch of the last block in training, growing from 0 in the first
     (stochastic depth); ignored by others"""
     weights: str = "imagenet"
-    """initial weights of the encoder: imagenet, none or a file"""
+    """initial weights of the encoder: imagenet, none, a checkpoint of published code, or a run folder"""
     bn_group: CountOrZero = 64
     """images per BatchNorm group in training, whatever the number of devices; 0: the whole batch"""
 

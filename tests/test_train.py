@@ -73,6 +73,12 @@ def test_a_run_leaves_what_the_run_folder_promises(people: Path, tmp_path: Path,
     assert "re-ranking: neighbours of" in shown
     assert "market1501, re-ranked" in shown
 
+    assert "weights: random" in shown
+    after = ["--logs-dir", str(tmp_path / "after"), "--weights", str(folder), "--epochs", "1"]
+    train([*RUN, "--data-dir", str(people), *after])
+    assert "weights: encoder of reid-fast" in capsys.readouterr().out
+    assert rows_of(tmp_path / "after")[0]["mAP"] == rows[-1]["mAP"]
+
 
 def test_a_run_is_repeatable(people: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -39,7 +39,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]  # by their names in an `Encoder`; what the layout does not know, by its own
     names: Mapping[str, str]  # what the file calls each of these
     left_out: Mapping[str, str]  # what no encoder has a place for: the name in the file -> what that is
-    size: tuple[int, int] | None = field(default=None)  # (H, W) of its images, where the file says so
+    size: tuple[int, int] | None = None  # (H, W) of its images, where the file says so
 
     def __str__(self) -> str:
         """What was recognised, in one line."""
@@ -83,4 +83,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], tuple[int, int] | None]:
     if not exported and not path.is_dir():
         return read_tensors(path), None
     tensors, description = load_export(path.parent if exported else path)
-    return tensors, (description["height"], description["width"])
+    try:
+        return tensors, (description["height"], description["width"])
+    except KeyError as error:
+        raise UserError(f"{path} is damaged: its model.json lacks {error}; restore it from a copy") from None

@@ -25,11 +25,12 @@ def by_formula(shapes):
 def _tensor(i, name, shape):
     if name.endswith("num_batches_tracked"):
         return torch.tensor(7 + i)
-    x = torch.sin(0.37 * torch.arange(torch.Size(shape).numel()).double() + 1.3 * i).view(shape)
+    n = torch.arange(torch.Size(shape).numel()).double()
+    x = torch.sin(1.3 * i + 0.7 * n + 0.013 * n * n).view(shape)
     if name.endswith("running_var"):
         x = 1 + 0.5 * x
     elif len(shape) > 1 and "pos_embed" not in name and "cls_token" not in name:
-        x = x * 1.5 / x[0].numel() ** 0.5
+        x = x * 2 / x[0].numel() ** 0.5
     elif name.endswith("weight"):
         x = 1 + 0.1 * x
     else:
@@ -90,7 +91,7 @@ def normed(state, name, x):
         half = len(state[f"{name}.IN.weight"])
         first = F.instance_norm(x[:, :half], weight=state[f"{name}.IN.weight"], bias=state[f"{name}.IN.bias"])
         return torch.cat([first, normed(state, f"{name}.BN", x[:, half:])], dim=1)
-    name = next((f"{name}.{copy}" for copy in ("BN_T", "dsbn.1") if f"{name}.{copy}.weight" in state), name)
+    name = next((f"{name}.{copy}" for copy in ("BN_T", "dsbn.1", "T_bn") if f"{name}.{copy}.weight" in state), name)
     mean, var, weight, bias = (state[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
     return F.batch_norm(x, mean, var, weight, bias)
 

@@ -99,7 +99,12 @@ def test_an_embedding_layer_of_the_wrappers_is_left_out_with_its_neck(tmp_path):
     )
 
 
-DOMAINS = {"SpCL": ("BN_S", "BN_T"), "IDM": ("BN_S", "BN_T", "BN_mix"), "OpenUnReID": ("dsbn.0", "dsbn.1")}
+DOMAINS = {
+    "SpCL": ("BN_S", "BN_T"),
+    "IDM": ("BN_S", "BN_T", "BN_mix"),
+    "OpenUnReID": ("dsbn.0", "dsbn.1"),
+    "others": ("S_bn", "T_bn"),
+}
 
 
 @pytest.mark.parametrize("copies", DOMAINS.values(), ids=DOMAINS)
