@@ -147,6 +147,7 @@ class ViT(Backbone):
         """
         super().__init__()
         self.c_out = D = arch.width
+        self.grid = grid
         self.patch_embed = PatchEmbedding(D, arch.stem)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid[0] * grid[1], D))
@@ -174,27 +175,3 @@ def _initialise(layer: nn.Module) -> None:
         nn.init.zeros_(layer.bias)
     elif isinstance(layer, nn.Conv2d):
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-
-
-def resize_positions(positions: Tensor, grid: tuple[int, int], hw_ratio: int = 1) -> Tensor:
-    """The position embedding of weights that were trained at another size, bilinearly resized as TransReID-SSL does.
-
-    Args:
-        positions: [1, 1 + n, D], the class token's first, then a grid's, row by row.
-        grid: (h, w), the patches of an image here.
-        hw_ratio: of the images there, height over width: 2 for 256×128 pixels, 1 for ImageNet's squares.
-
-    Returns:
-        [1, 1 + h·w, D], the class token's as it was.
-
-    Raises:
-        ValueError: no grid of that shape has n patches.
-    """
-    n = positions.shape[1] - 1
-    height = round((n * hw_ratio) ** 0.5)
-    if height * height != n * hw_ratio or height % hw_ratio:
-        raise ValueError(f"{n} positions are not those of a grid {hw_ratio} times as high as wide")
-    of_class, of_patches = positions.split([1, n], dim=1)
-    maps = of_patches.unflatten(1, (height, height // hw_ratio)).permute(0, 3, 1, 2)
-    resized = F.interpolate(maps, grid, mode="bilinear", align_corners=False)
-    return torch.cat([of_class, resized.flatten(2).transpose(1, 2)], dim=1)

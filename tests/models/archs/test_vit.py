@@ -7,7 +7,7 @@ from inputs import near
 
 from reid_fast.errors import UserError
 from reid_fast.models.archs import Options
-from reid_fast.models.archs.vit import ViTArch, resize_positions
+from reid_fast.models.archs.vit import ViTArch
 from reid_fast.models.encoder import Encoder
 from reid_fast.models.norm import split_domains
 from reid_fast.models.stochastic_depth import set_keys
@@ -170,20 +170,3 @@ def test_batchnorm_of_the_stem_runs_over_groups_and_domains():
 def test_sizes_that_patches_do_not_divide(size):
     with pytest.raises(UserError, match=rf"patches of 16×16 pixels, which {size[0]}×{size[1]} is not made of"):
         Encoder("vit_small", options=Options(size))
-
-
-def test_positions_are_resized_like_the_published_ones():
-    positions = torch.sin(0.21 * torch.arange(129 * 4).double()).view(1, 129, 4)
-    resized = resize_positions(positions, (12, 4), hw_ratio=2)
-    assert resized.shape == (1, 49, 4)
-    assert torch.equal(resized[:, 0], positions[:, 0])
-    published = [[0.839045, 0.757869, 0.643393, 0.500647], [0.191669, 0.371003, 0.534036, 0.673605]]
-    torch.testing.assert_close(resized[0, [5, 48]], torch.tensor(published).double(), rtol=0, atol=1e-6)
-
-
-def test_positions_of_the_same_grid_stay_and_squares_are_taken_for_squares():
-    positions = torch.randn(1, 1 + 9 * 9, 3)
-    torch.testing.assert_close(resize_positions(positions, (9, 9)), positions)
-    with pytest.raises(ValueError, match="81 positions are not those of a grid 2 times as high as wide"):
-        resize_positions(positions, (9, 9), hw_ratio=2)
-    assert resize_positions(positions, (16, 8)).shape == (1, 129, 3)
