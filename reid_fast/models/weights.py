@@ -93,9 +93,11 @@ def _check_fits(encoder: Encoder, arch: str, checkpoint: Checkpoint) -> None:
     ]
     unknown = [checkpoint.names[name] for name in tensors if name not in own]
     reshaped = [checkpoint.names[name] for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    broken = [checkpoint.names[name] for name in own if name in tensors and not tensors[name].isfinite().all()]
+    kinds = {"missing": missing, "unknown": unknown, "of another shape": reshaped, "not finite": broken}
     problems = [
         f"{kind}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
-        for kind, names in (("missing", missing), ("unknown", unknown), ("of another shape", reshaped))
+        for kind, names in kinds.items()
         if names
     ]
     if not problems:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 BACKBONE, NECK, POOL = "backbone.", "neck.", "pool."  # how names begin in an `Encoder`
+WITHOUT_STEM_RELU = "it was trained without the stem's ReLU, as --no-stem-relu computes"  # a layout's note
 
 
 @dataclass(frozen=True, kw_only=True)

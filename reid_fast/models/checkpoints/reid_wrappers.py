@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reid_fast.models.checkpoints.layout import BACKBONE, NECK, POOL, Layout
+from reid_fast.models.checkpoints.layout import BACKBONE, NECK, POOL, WITHOUT_STEM_RELU, Layout
 
 
 def _stages(sequence: str, parts: dict[int, str]) -> dict[str, str]:
@@ -37,7 +37,7 @@ LAYOUTS = (
             "embeding_memo_bn.": "embedding layer of training",
             "classifier.": "classifier",
         },
-        note="it was trained without the stem's ReLU, as --no-stem-relu computes",
+        note=WITHOUT_STEM_RELU,
     ),
     # `Backbone` of TransReID's transreid_pytorch, and of the strong baseline that it descends from.
     Layout(

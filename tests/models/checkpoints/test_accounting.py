@@ -8,7 +8,7 @@ import torch
 from published import TORCHVISION, below, bn, by_formula, in_sequence, linear, resnet_shapes
 
 from reid_fast.errors import UserError
-from reid_fast.models.archs import ARCHS
+from reid_fast.models.archs import ARCHS, Options
 from reid_fast.models.archs.resnet import BasicBlock, ResNetArch
 from reid_fast.models.checkpoints import checkpoint as reader
 from reid_fast.models.checkpoints import read_checkpoint
@@ -90,6 +90,22 @@ def test_a_file_of_another_architecture_names_the_one_that_fits(encoder, tmp_pat
     torch.save(by_formula(FILES["Cluster Contrast"]), tmp_path / "file.pth")
     with pytest.raises(UserError, match=r"does not fit --arch other .*: take --arch basic$"):
         load_weights(Encoder("other", "gem"), "other", str(tmp_path / "file.pth"))
+
+
+def test_a_value_that_is_not_finite_is_refused_with_its_tensor(encoder, tmp_path):
+    state = by_formula(FILES["Cluster Contrast"])
+    state["base.4.0.conv2.weight"][1, 2, 0, 0] = torch.nan
+    state["classifier.weight"][0, 0] = torch.inf  # left out
+    torch.save(state, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"\(not finite: base\.4\.0\.conv2\.weight\)"):
+        load_weights(encoder, "basic", str(tmp_path / "file.pth"))
+
+
+def test_a_transformers_file_names_its_architecture_to_a_resnet(encoder, tmp_path):
+    vit = Encoder("vit_small_ics", options=Options((32, 16)))
+    torch.save(vit.backbone.state_dict(), tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"ViT under timm's names.*: take --arch vit_small_ics$"):
+        load_weights(encoder, "basic", str(tmp_path / "file.pth"))
 
 
 def test_a_file_with_gem_pooling_names_the_flag(encoder, tmp_path):

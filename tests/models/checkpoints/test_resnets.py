@@ -174,15 +174,20 @@ def test_a_run_folder_gives_back_its_encoder(tmp_path, through):
     from reid_fast.run_folder import export
 
     torch.manual_seed(1)
-    trained = Encoder("basic", "gem")
+    trained = Encoder("basic", "gem", options=Options(stem_relu=False))
     state = by_formula({name: tuple(tensor.shape) for name, tensor in trained.state_dict().items()})
     state["pool.p"] = torch.tensor([2.5])
     trained.load_state_dict(state)
-    export(tmp_path, state, {"arch": "basic", "height": 64, "width": 32})
+    description = {"height": 64, "width": 32, "mean": [0.5, 0.4, 0.3], "stem_relu": False}
+    export(tmp_path, state, description)
     if through == "file alone":
         (tmp_path / "model.json").unlink()
     path = tmp_path if through == "folder" else tmp_path / "model.safetensors"
-    encoder = Encoder("basic", "gem")
+    encoder = Encoder("basic", "gem", options=Options(stem_relu=False))
     load_weights(encoder, "basic", str(path))
     assert_computes(encoder.eval(), trained.eval().necked(trained.pooled(images())))
-    assert encoder.origin == f"encoder of reid-fast, {len(state)} tensors used"
+    said = f"encoder of reid-fast, {len(state)} tensors used"
+    if through != "file alone":
+        said += "; made for images of 64×32 with mean 0.5, 0.4, 0.3; it was trained without the stem's ReLU"
+        said += ", as --no-stem-relu computes"
+    assert encoder.origin == said

@@ -148,10 +148,10 @@ def test_positions_of_no_known_grid_are_refused_with_the_way_out(tmp_path):
 def test_a_run_folder_knows_its_grid(tmp_path):
     state = by_formula(vit_shapes(1 + 192) | bn("neck", D))
     tensors = {name if name.startswith("neck.") else f"backbone.{name}": tensor for name, tensor in state.items()}
-    export(tmp_path, tensors, {"height": 384, "width": 128})
+    export(tmp_path, tensors, {"height": 384, "width": 128, "mean": [0.5, 0.5, 0.5], "stem_relu": True})
     encoder = Encoder("vit", options=Options(SIZE))
     load_weights(encoder, "vit", str(tmp_path))
     assert_computes(encoder.eval(), normed(state, "neck", vit(state, images(), at_size(state["pos_embed"], 24, 8))))
     (tmp_path / "model.json").write_text(json.dumps({"arch": "vit"}))
-    with pytest.raises(UserError, match=r"model\.json"):
+    with pytest.raises(UserError, match=r"model\.json lacks height, width, mean, stem_relu; restore"):
         load_weights(encoder, "vit", str(tmp_path))
