@@ -1,10 +1,12 @@
-"""Open a data set for a run: read its records, draw the synthetic one if it is asked for, check the files."""
+"""Open a data set, or any images, for use: read the records, draw the synthetic set if it is asked for, check files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
+from itertools import groupby
 from operator import add
 from pathlib import Path
 from typing import TypeAlias
@@ -13,7 +15,17 @@ import numpy as np
 
 from reid_fast.console import Console
 from reid_fast.data.images import undecodable
-from reid_fast.data.sets import SIZES, Manifest, Paths, ReidSet, Stamps, check_images, load_set, market_style
+from reid_fast.data.sets import (
+    SIZES,
+    Manifest,
+    Paths,
+    ReidSet,
+    Stamps,
+    check_images,
+    is_image,
+    load_set,
+    market_style,
+)
 from reid_fast.data.synthetic import synthetic_folder
 from reid_fast.errors import UserError
 
@@ -26,6 +38,14 @@ class OpenedSet:
     """A data set, and the unreadable images that were left out of it."""
 
     data: ReidSet
+    left_out: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class OpenedImages:
+    """Images of any origin, and the unreadable ones that were left out."""
+
+    paths: Paths
     left_out: tuple[Path, ...]
 
 
@@ -63,15 +83,70 @@ def open_set(
         with console.progress("listing", "files") as report:
             data = load_set(name, data_dir, pattern=pattern, progress=report)
     paths = reduce(add, (split.paths for split in data.splits.values()))
-    manifest = Manifest(data.root, name)
+    left_out = tuple(paths.select(_checked(paths, Manifest(data.root, name), skip_bad_images, threads, console)))
+    return OpenedSet(data.without(left_out) if left_out else data, left_out)
+
+
+def open_images(
+    sources: Sequence[Path],
+    *,
+    skip_bad_images: bool = False,
+    threads: int = 2,
+    console: Console,
+) -> OpenedImages:
+    """List images wherever they lie, and check their files as `open_set` does.
+
+    Args:
+        sources: image files, and what a `folder` set may be: folders, tables, tar files, see `load_set`. Their images
+            come in this order, those of one source by path; an image that is named twice comes twice.
+        skip_bad_images: see `open_set`.
+        threads: CPU threads for that.
+        console: shows progress bars.
+
+    Raises:
+        UserError: no such source, one without images, a broken image.
+    """
+    paths = Paths.of(())
+    left_out: list[Path] = []
+    for root, found, name in _listed(sources, console):
+        bad = _checked(found, Manifest(root, name), skip_bad_images, threads, console)
+        left_out += found.select(bad)
+        paths += found.select(np.setdiff1d(np.arange(len(found)), bad))
+    if not paths:
+        reason = f"all {len(left_out)} images are unreadable" if left_out else "no images are named"
+        raise UserError(f"{reason}: give image files, or a folder, table or tar file of images")
+    return OpenedImages(paths, tuple(left_out))
+
+
+def _listed(sources: Sequence[Path], console: Console) -> Iterator[tuple[Path, Paths, str]]:
+    """By source, or run of single files: what it is known by, its images, and as which kind of set it is remembered."""
+    for single, group in groupby(map(Path, sources), _is_single):
+        if single:
+            files = [file.expanduser() for file in group]
+            if missing := next((file for file in files if not file.is_file()), None):
+                raise UserError(f"there is no image {missing}")
+            yield Path(os.path.commonpath([file.parent.absolute() for file in files])), Paths.of(files), "files"
+            continue
+        for source in group:
+            if not source.expanduser().exists():
+                raise UserError(f"there is no {source}: give image files, or a folder, table or tar file of images")
+            with console.progress("listing", "files") as report:
+                data = load_set("folder", source, progress=report)
+            yield data.root, data.train.paths, "folder"
+
+
+def _is_single(source: Path) -> bool:
+    return is_image(source.name) and not source.expanduser().is_dir()
+
+
+def _checked(paths: Paths, manifest: Manifest, skip_bad_images: bool, threads: int, console: Console) -> np.ndarray:
+    """The rows of `paths` to leave out, once it is clear that the others are whole."""
     with console.progress("looking for changes", "files") as report:
         stamps = manifest.stamps(paths, report)
     try:
-        bad = _bad_rows(paths, stamps, manifest, skip_bad_images, threads, console)
+        return _bad_rows(paths, stamps, manifest, skip_bad_images, threads, console)
     finally:
         manifest.save(stamps)
-    left_out = tuple(paths.select(bad))
-    return OpenedSet(data.without(left_out) if left_out else data, left_out)
 
 
 def _synthetic(root: Path | None, console: Console) -> Path:

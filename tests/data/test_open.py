@@ -12,8 +12,8 @@ from inputs import pack, records
 from reid_fast.console import Console
 from reid_fast.data import open as opening
 from reid_fast.data.images import ImageStream
-from reid_fast.data.open import open_set
-from reid_fast.data.sets import SIZES, market_style
+from reid_fast.data.open import open_images, open_set
+from reid_fast.data.sets import SIZES, identified, market_style
 from reid_fast.data.synthetic import synthetic_folder
 from reid_fast.errors import UserError
 
@@ -199,3 +199,54 @@ def test_an_interrupted_start_goes_on_where_it_was(copy, looked_at, monkeypatch,
 def test_nothing_is_said(copy, capsys):
     opened("market1501", copy, skip_bad_images=True)
     assert capsys.readouterr() == ("", "")
+
+
+def opened_images(*sources, **options):
+    return open_images(sources, console=Console(), **options)
+
+
+def test_images_come_in_the_order_of_their_sources(copy, tmp_path):
+    query, gallery = copy / "query", copy / "bounding_box_test"
+    single = sorted(gallery.iterdir())
+    pack(tmp_path / "shard.tar", {"b.jpg": single[0].read_bytes(), "a.jpg": single[1].read_bytes()})
+    found = opened_images(single[3], single[2], query, tmp_path / "shard.tar", single[3])
+    shard = tmp_path / "shard.tar"
+    assert list(found.paths) == [
+        *(single[3], single[2]),
+        *sorted(query.iterdir()),
+        *(shard / "a.jpg", shard / "b.jpg"),
+        single[3],
+    ]
+    assert found.left_out == ()
+
+
+def test_of_images_anywhere_the_bad_ones_are_named_or_left_out(damaged):
+    train = damaged / "bounding_box_train"
+    empty = train / "0001_c1s1_000000_00.jpg"
+    empty.write_bytes(b"")
+    with pytest.raises(UserError, match=r"0001_c1s1_000000_00.jpg is unusable \(empty file\)"):
+        opened_images(empty, damaged / "query")
+    found = opened_images(train / DAMAGED, empty, damaged / "query", train, skip_bad_images=True)
+    assert sorted(path.name for path in found.left_out) == sorted(2 * [empty.name, DAMAGED])
+    assert len(found.paths) == 6 + 36 - 2
+
+
+def test_files_that_were_found_good_are_not_looked_at_again(copy, monkeypatch):
+    files = sorted((copy / "query").iterdir())
+    for path in files:
+        os.utime(path, ns=(0, 10**18))
+    opened_images(*files)
+    monkeypatch.setattr(opening, "check_images", lambda paths, progress: pytest.fail(f"looks at {list(paths)}"))
+    assert list(opened_images(*files).paths) == files
+
+
+def test_identities_of_several_lists_are_numbered_together(copy):
+    query, gallery = (opened_images(copy / part).paths for part in ("query", "bounding_box_test"))
+    first, second = identified(r"^(?P<pid>\d+)_c(?P<cam>\d)", query[2:4], gallery)
+    assert first.pids.tolist() == [1, 1]
+    assert first.cams.tolist() == [0, 1]
+    assert second.pids.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    (folders,) = identified(r"/(?P<cam>query|bounding_box_test)/", query[:1] + gallery[:1])
+    assert folders.cams.tolist() == [1, 0]
+    assert folders.pids.tolist() == [-1, -1]
+    assert [images.pids.tolist() for images in identified(None, query[:2], gallery[:1])] == [[-1, -1], [-1]]

@@ -2,11 +2,13 @@
 
 from reid_fast.data.sets.check import check_images
 from reid_fast.data.sets.counts import counts_table
+from reid_fast.data.sets.files import is_image
 from reid_fast.data.sets.known import SIZES
 from reid_fast.data.sets.load import load_set, market_style
 from reid_fast.data.sets.manifest import Manifest, Stamps
 from reid_fast.data.sets.paths import Paths
-from reid_fast.data.sets.places import read_image
+from reid_fast.data.sets.pattern import identified
+from reid_fast.data.sets.places import place_of, read_image
 from reid_fast.data.sets.records import ImageSet, ReidSet, TrainingSet
 
 __all__ = [
@@ -19,7 +21,10 @@ __all__ = [
     "TrainingSet",
     "check_images",
     "counts_table",
+    "identified",
+    "is_image",
     "load_set",
     "market_style",
+    "place_of",
     "read_image",
 ]

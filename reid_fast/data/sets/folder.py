@@ -32,7 +32,7 @@ def load_folder(
     expression = compiled(pattern)
     paths = Paths.grouped(nested_names(root, progress))
     if not paths:
-        raise UserError(f"{root} holds no images: point --data-dir at files ending in {' '.join(IMAGE_SUFFIXES)}")
+        raise UserError(f"{root} holds no images: their files must end in one of {' '.join(IMAGE_SUFFIXES)}")
     unknown = np.full(len(paths), -1, dtype=np.int64)
     known = {"pid": unknown, "cam": unknown, **captured(expression, paths, root)}
     return ReidSet("folder", ImageSet(paths, known["pid"], known["cam"]), None, None, "folder of images", root)

@@ -59,7 +59,7 @@ def _load_file(file: Path, pattern: str | None, progress: Callable[[int, None], 
     if is_shard(file.name):
         return load_shards(file, [file], pattern, progress=progress)
     if file.suffix.lower() not in (".csv", ".parquet"):
-        raise UserError(f"{file} is no folder and no .csv, .parquet or .tar file: point --data-dir at one of them")
+        raise UserError(f"{file} is no folder and no .csv, .parquet or .tar file: choose one of them")
     if pattern is not None:
         raise UserError(f"--pattern is for folders; {file} gives cameras and identities in its columns cam and pid")
     return load_table(file, progress=progress)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from functools import reduce
+from operator import add
 from pathlib import Path
+
+import numpy as np
 
 from reid_fast.data.sets.numbering import Numbering
 from reid_fast.data.sets.paths import Paths
-from reid_fast.data.sets.records import Int64
+from reid_fast.data.sets.records import ImageSet, Int64
 from reid_fast.errors import UserError
 
 
@@ -28,20 +32,39 @@ def compiled(pattern: str | None) -> re.Pattern[str] | None:
     return expression
 
 
-def captured(pattern: re.Pattern[str] | None, paths: Paths, root: Path) -> dict[str, Int64]:
+def identified(pattern: str | None, *lists: Paths) -> list[ImageSet]:
+    """Several lists of images with their cameras and identities, which are numbered together.
+
+    Args:
+        pattern: regular expression with a group `cam`, `pid` or both, searched in the base name, or, when it contains a
+            `/` itself, in the path as it was given. None: nothing is known.
+        lists: the images of each.
+
+    Raises:
+        UserError: a pattern that is no such expression, an image that does not match it.
+    """
+    paths = reduce(add, lists)
+    unknown = np.full(len(paths), -1, dtype=np.int64)
+    known = {"pid": unknown, "cam": unknown, **captured(compiled(pattern), paths)}
+    ends = np.cumsum([len(some) for some in lists])[:-1]
+    columns = (np.split(known[group], ends) for group in ("pid", "cam"))
+    return [ImageSet(*columns) for columns in zip(lists, *columns, strict=True)]
+
+
+def captured(pattern: re.Pattern[str] | None, paths: Paths, root: Path | None = None) -> dict[str, Int64]:
     """[N] numbers of each of the groups `cam` and `pid`, in the sorted order of the texts that they find.
 
     Args:
         pattern: searched in the base name, or, if it contains a `/` itself, in what follows `root` in the path.
         paths: N images below `root`.
-        root: a folder.
+        root: a folder; None: a path is searched as a whole.
 
     Raises:
         UserError: an image that it does not match.
     """
     if pattern is None:
         return {}
-    above = len(str(root / "_")) - 1
+    above = 0 if root is None else len(str(root / "_")) - 1
     searched = (text[above:] for text in paths.texts()) if "/" in pattern.pattern else paths.names()
     found = {group: Numbering() for group in {"cam", "pid"} & set(pattern.groupindex)}
     for row, text in enumerate(searched):

@@ -101,7 +101,7 @@ def load_shards(
 
     paths = Paths.grouped(groups()).packed_in(folders, spans)
     if not paths:
-        raise UserError(f"the tar files in {tree} hold no images: point --data-dir at others")
+        raise UserError(f"the tar files in {tree} hold no images: choose others")
     index.save()
     root = tree if tree.is_dir() else tree.parent
     known = {"pid": pids.numbers(), "cam": cams.numbers(), **captured(expression, paths, root)}
