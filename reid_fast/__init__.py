@@ -12,8 +12,19 @@ if TYPE_CHECKING:
     from reid_fast.clustering.jaccard import jaccard_distance, jaccard_graph
     from reid_fast.clustering.knn import knn
     from reid_fast.clustering.rerank import rerank
+    from reid_fast.retrieval import load_encoder, search
 
-__all__ = ["__version__", "dbscan", "jaccard_distance", "jaccard_graph", "knn", "ops", "rerank"]
+__all__ = [
+    "__version__",
+    "dbscan",
+    "jaccard_distance",
+    "jaccard_graph",
+    "knn",
+    "load_encoder",
+    "ops",
+    "rerank",
+    "search",
+]
 
 try:
     __version__ = version("reid-fast")
@@ -27,6 +38,8 @@ if not TYPE_CHECKING:
         """Import a public name where it is first used, so that `import reid_fast` costs nothing."""
         if name == "ops":
             return import_module("reid_fast.ops")
+        if name in ("load_encoder", "search"):
+            return getattr(import_module("reid_fast.retrieval"), name)
         if name in __all__:
             return getattr(import_module("reid_fast.clustering"), name)
         raise AttributeError(f"module 'reid_fast' has no attribute {name!r}")

@@ -205,6 +205,24 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InferenceSettings:
+    """How images go through a trained encoder."""
+
+    skip_bad_images: bool = False
+    """leave out unreadable images and count them, instead of stopping"""
+    batch_size: Annotated[Count, Short("-b")] = 256
+    """images at once"""
+    workers: Annotated[Count, Short("-j")] = 2
+    """CPU threads that decode images"""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N"""
+    threads: CountOrZero = 0
+    """CPU threads that compute the network; 0: one per core"""
+    amp: bool = False
+    """compute features in mixed precision"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config(RunSettings, TrainingSettings, ClusteringSettings, EncoderSettings, ImageSettings, DataSettings):
     """Train an encoder for person re-identification without labels."""
 

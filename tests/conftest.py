@@ -107,6 +107,32 @@ def tiny_arch():
         yield
 
 
+def save_encoder(folder, seed):
+    """An encoder as a run leaves it, of a size that no image of `market_folder` has."""
+    from reid_fast import run_folder
+    from reid_fast.config import Config
+    from reid_fast.evaluate import describe
+    from reid_fast.models.encoder import Encoder
+
+    torch.manual_seed(seed)
+    encoder = Encoder("resnet18_half")
+    encoder(torch.randn(16, 3, 48, 24))  # other running averages than 0 and 1
+    run_folder.export(folder, encoder.state_dict(), describe(Config(arch="resnet18_half", height=48, width=24)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A run folder with an encoder for images of 48×24 pixels."""
+    return save_encoder(tmp_path_factory.mktemp("trained"), 0)
+
+
+@pytest.fixture(scope="session")
+def other_trained(tmp_path_factory):
+    """The same with other weights."""
+    return save_encoder(tmp_path_factory.mktemp("other"), 1)
+
+
 @pytest.fixture(params=["medium", "high", "allow_tf32", "tf32", "bf16"])
 def lowered_precision(request):
     """Float32 products less exact for a test, in one of the ways in which a caller may have chosen that."""

@@ -2,6 +2,6 @@
 
 from reid_fast.pages.pictures import thumbnail
 from reid_fast.pages.shell import page
-from reid_fast.pages.text import shown
+from reid_fast.pages.text import shown, visible
 
-__all__ = ["page", "shown", "thumbnail"]
+__all__ = ["page", "shown", "thumbnail", "visible"]

@@ -10,16 +10,20 @@ import unicodedata
 _INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 
-def shown(text: object) -> str:
-    """Text as HTML, for between tags and for attributes in either quotes.
+def visible(text: object) -> str:
+    """Text in which whatever cannot be seen, or turns around what can, is named by its number.
 
-    What could be no more than text is escaped. What cannot be seen, or turns around what can, is named by its number:
-    a right-to-left override becomes ⟨U+202E⟩.
+    A right-to-left override becomes ⟨U+202E⟩, so that a terminal, too, shows a name and does not obey it.
 
     Args:
         text: anything with a `str`, such as the name of a file.
     """
-    return html.escape("".join(f"⟨U+{ord(c):04X}⟩" if _hides(c) else c for c in str(text)))
+    return "".join(f"⟨U+{ord(c):04X}⟩" if _hides(c) else c for c in str(text))
+
+
+def shown(text: object) -> str:
+    """`visible` text as HTML, for between tags and for attributes in either quotes: it is nothing but text there."""
+    return html.escape(visible(text))
 
 
 def _hides(character: str) -> bool:

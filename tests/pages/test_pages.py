@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reid_fast.pages import page, shown, thumbnail
+from reid_fast.pages import page, shown, thumbnail, visible
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -46,8 +46,8 @@ class Parsed(HTMLParser):
         self.text += data
 
 
-def visible(name: str) -> str:
-    """What `shown` promises a reader sees, said anew: printable characters and spaces as they are."""
+def as_seen(name: str) -> str:
+    """What `visible` promises a reader, said anew: printable characters and spaces as they are."""
     return "".join(c if c.isprintable() else f"⟨U+{ord(c):04X}⟩" for c in name)
 
 
@@ -57,13 +57,13 @@ def test_a_hostile_name_is_nothing_but_its_text(name: str) -> None:
     source.encode()  # names that are not UTF-8 have become text
     parsed = Parsed(source)
     assert parsed.tags == ["html", "head", "meta", "meta", "meta", "title", "style", "body", "h1", "p", "img"]
-    assert dict(parsed.attributes)["alt"] == visible(name)
-    assert dict(parsed.attributes)["src"] == visible(name)
-    assert parsed.text.count(visible(name)) == 3
+    assert dict(parsed.attributes)["alt"] == as_seen(name) == visible(name)
+    assert dict(parsed.attributes)["src"] == as_seen(name) == visible(name)
+    assert parsed.text.count(as_seen(name)) == 3
 
 
 def test_what_hides_or_turns_text_is_made_visible() -> None:
-    assert shown("a\u202eb\nc\udcff") == "a⟨U+202E⟩b⟨U+000A⟩c⟨U+DCFF⟩"
+    assert visible("a\u202eb\nc\udcff") == "a⟨U+202E⟩b⟨U+000A⟩c⟨U+DCFF⟩"
 
 
 def test_what_people_write_stays() -> None:
