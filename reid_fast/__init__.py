@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from reid_fast.clustering.knn import knn
     from reid_fast.clustering.rerank import rerank
     from reid_fast.retrieval import load_encoder, search
+    from reid_fast.train import train_with as train
 
 __all__ = [
     "__version__",
@@ -24,6 +25,7 @@ __all__ = [
     "ops",
     "rerank",
     "search",
+    "train",
 ]
 
 try:
@@ -36,8 +38,8 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         """Import a public name where it is first used, so that `import reid_fast` costs nothing."""
-        if name == "ops":
-            return import_module("reid_fast.ops")
+        if name in ("ops", "train"):  # modules; the second can be called
+            return import_module(f"reid_fast.{name}")
         if name in ("load_encoder", "search"):
             return getattr(import_module("reid_fast.retrieval"), name)
         if name in __all__:

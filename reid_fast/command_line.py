@@ -52,6 +52,17 @@ def parse(argv: Sequence[str] | None) -> tuple[Config, dict[str, str]]:
     return config, origin | {key: "flag" for key in vars(config) if getattr(config, key) != getattr(base, key)}
 
 
+def flags(settings: Mapping[str, Any]) -> list[str]:
+    """Settings by name as the flags that give them: batch_size=64, amp=True -> --batch-size 64 --amp."""
+    found = []
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            found.append(flag_of(name if value else f"no_{name}"))
+        else:
+            found += [flag_of(name), *map(str, value if isinstance(value, list | tuple) else [value])]
+    return found
+
+
 def read(settings: type[S], argv: Sequence[str] | None, default: S | None = None, description: str = "") -> S:
     """Read a dataclass of settings from flags; the help groups them by the class that declares them.
 

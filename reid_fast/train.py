@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import resource
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +16,7 @@ from functools import partial, reduce
 from operator import add
 from pathlib import Path
 from signal import SIGTERM
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from reid_fast import run_folder
 from reid_fast.captured import CapturedStep, CudaGraphs, check_capturable
 from reid_fast.checkpoint import CheckpointWriter
 from reid_fast.clock import Clock
-from reid_fast.command_line import parse
+from reid_fast.command_line import flags, parse
 from reid_fast.config import Config, to_json
 from reid_fast.console import Console
 from reid_fast.data.images import NORMALISATIONS, Batch, ImageFiles, Loader, open_files, open_loader
@@ -466,6 +468,33 @@ def summarise(run: Run) -> None:
         run.console.say(table)
     run.console.say(f"model and metrics are in {run.folder}")
 
+
+def train_with(**settings: Any) -> Path:
+    """Train with settings by name, as the command line has them, and return the run folder.
+
+    Also callable as `reid_fast.train(...)`: `train(method="cc", dataset="synthetic", epochs=1)`.
+
+    Args:
+        settings: `batch_size=64` is `--batch-size 64`; what is not given has the value that the command line gives it.
+
+    Raises:
+        UserError: as the command line says it.
+    """
+    try:
+        config, _ = parse(flags(settings))
+    except SystemExit:  # a notebook goes on
+        raise UserError("a setting has a value of the wrong type: the message above names it") from None
+    return train(config, Ranks.from_environment())
+
+
+class _Callable(ModuleType):
+    """This module, so that `from reid_fast import train` is a function and `import reid_fast.train` stays a module."""
+
+    def __call__(self, **settings: Any) -> Path:
+        return train_with(**settings)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     main()

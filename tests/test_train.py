@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from inputs import TINY, argv, rows_of
 
 from reid_fast.command_line import parse
 from reid_fast.data.images import stream
+from reid_fast.errors import UserError
 from reid_fast.evaluate import main as evaluate
 from reid_fast.train import build
 from reid_fast.train import main as train
@@ -193,3 +195,20 @@ def test_unlabelled_crops_train_without_evaluation(people: Path, tmp_path: Path)
     assert rows[-1]["clusters"] > 0
     assert "mAP" not in rows[-1]
     assert "ari" not in rows[-1]
+
+
+def test_training_as_a_call_is_training_by_command(people: Path, tmp_path: Path, capsys) -> None:
+    import reid_fast
+    from reid_fast import train as call
+
+    assert call is reid_fast.train is sys.modules["reid_fast.train"]
+    shared = {**TINY, "method": "cc", "iters": 2, "epochs": 1, "amp": True, "data_dir": people}
+    folders = call(**shared, cam=False, logs_dir=tmp_path / "call"), tmp_path / "command"
+    train([*argv(**shared, logs_dir=folders[1]), "--no-cam"])
+    called, commanded = (json.loads((folder / "config.json").read_text())["config"] for folder in folders)
+    assert called == commanded | {"logs_dir": str(tmp_path / "call")}
+    assert called["cam"] is False
+    assert len({(folder / "model.safetensors").read_bytes() for folder in folders}) == 1
+    for wrong, sentence in {"epoch": "no setting: did you mean --epochs?", "epochs": "of the wrong type"}.items():
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            call(**{wrong: "many"})
