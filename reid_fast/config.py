@@ -208,6 +208,10 @@ class RunSettings:
 class InferenceSettings:
     """How images go through a trained encoder."""
 
+    height: CountOrZero = 0
+    """of the images that a file of weights was trained with, in pixels; 0: 256, and of a run its own"""
+    width: CountOrZero = 0
+    """the same; 0: 128, and of a run its own"""
     skip_bad_images: bool = False
     """leave out unreadable images and count them, instead of stopping"""
     batch_size: Annotated[Count, Short("-b")] = 256

@@ -28,7 +28,7 @@ LEAVES = {
 BELOW = {  # what each room may import, beside itself and the leaves
     "__main__": {"commands"},
     "commands": {"train", "evaluate", "command_line", "retrieval", "data", "pages"},
-    "retrieval": {"evaluate", "labels", "models", "data", "pages"},
+    "retrieval": {"evaluate", "labels", "models", "data", "clustering", "pages"},
     "train": {"captured", "gradients", "evaluate", "command_line", "methods", "labels", "models", "data"},
     "captured": {"data"},
     "gradients": {"data"},

@@ -13,15 +13,15 @@ from reid_fast.console import Console
 from reid_fast.device import pick_threads, threads
 from reid_fast.errors import exit_on_user_error
 from reid_fast.pages import visible
-from reid_fast.retrieval import check_features_file, load_encoder, write_features
+from reid_fast.retrieval import check_features_file, configured_encoder, write_features
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig(InferenceSettings):
     """Write the features of images, with their names, for use elsewhere."""
 
-    run_folder: Annotated[Path, Positional]
-    """the run whose encoder is used"""
+    encoder: Annotated[Path, Positional]
+    """what makes features: a run folder, or a file of weights"""
     images: Annotated[tuple[Path, ...], Positional]
     """image files, and folders, .csv, .parquet or .tar files of images"""
     output: Annotated[Path, Short("-o")]
@@ -41,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def embed(config: EmbedConfig) -> None:
     """Encode the images and write the file."""
     console = Console()
-    encoder = load_encoder(
-        config.run_folder, config.device, batch_size=config.batch_size, workers=config.workers, amp=config.amp
-    )
+    encoder = configured_encoder(config.encoder, config)
     found = encoder.embed(config.images, skip_bad_images=config.skip_bad_images, console=console)
     if found.left_out:
         console.say(f"left out {len(found.left_out)} unreadable images, the first one {visible(found.left_out[0])}")

@@ -21,10 +21,11 @@ from reid_fast.pages import visible
 from reid_fast.retrieval import (
     LoadedEncoder,
     ShownLists,
-    load_encoder,
+    configured_encoder,
     load_index,
     own_files,
     rank,
+    rank_again,
     ranked_page,
     ranked_picture,
     same_camera,
@@ -33,6 +34,7 @@ from reid_fast.retrieval import (
 from reid_fast.run_folder import write_json, write_whole
 
 _OWN_FILE = "A file is not in its own list."
+_RERANKED = "The order is that of k-reciprocal re-ranking (k1 20, k2 6, λ 0.3), the numbers are cosine similarities."
 _SAME_CAMERA = (
     "As the field's same-camera rule has it, a query does not see images of its own identity from its own camera."
 )
@@ -42,8 +44,8 @@ _SAME_CAMERA = (
 class SearchConfig(InferenceSettings):
     """Find the gallery images most like each query, and show them as ranked lists."""
 
-    run_folder: Annotated[Path, Positional]
-    """the run whose encoder is used"""
+    encoder: Annotated[Path, Positional]
+    """what makes features: a run folder, or a file of weights"""
     query: tuple[Path, ...] = ()
     """what is searched for: image files, and folders, .csv, .parquet or .tar files of images"""
     gallery: tuple[Path, ...] = ()
@@ -59,6 +61,8 @@ class SearchConfig(InferenceSettings):
     """images of a list"""
     show: Count = 20
     """queries that are shown, evenly spread over all; --json has all of them"""
+    rerank: bool = False
+    """order the lists by k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)"""
     index: Path | None = None
     """a faiss index that keeps the gallery's features: written where it is missing, read where it is there"""
     html: Path | None = None
@@ -83,13 +87,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 def search(config: SearchConfig) -> None:
     """Search, write what is asked for, and say what was found."""
     console = Console()
-    encoder = load_encoder(
-        config.run_folder, config.device, batch_size=config.batch_size, workers=config.workers, amp=config.amp
-    )
+    encoder = configured_encoder(config.encoder, config)
     query, gallery = _images(config, console)
     found = _gallery_features(config, encoder, gallery.paths, console)
     hidden, rule = _hidden(query, gallery)
-    index, similarity = rank(encoder.encode_files(query.paths, console), found, config.k, hidden)
+    asked = encoder.encode_files(query.paths, console)
+    if config.rerank:
+        index, similarity = rank_again(asked, found, config.k, hidden, console)
+        rule = f"{_RERANKED} {rule}"
+    else:
+        index, similarity = rank(asked, found, config.k, hidden)
     lists = ShownLists(query, gallery, index, similarity, rule)
     console.say(f"{len(query):,} queries searched for in {len(gallery):,} gallery images. {rule}")
     if lists.identities_known:
@@ -159,7 +166,7 @@ def _hidden(query: ImageSet, gallery: ImageSet) -> tuple[list[np.ndarray], str]:
 
 
 def _write(config: SearchConfig, lists: ShownLists, console: Console) -> None:
-    title = f"Ranked lists of {config.run_folder.resolve().name}"
+    title = f"Ranked lists of {config.encoder.resolve().name}"
     if config.html is not None:
         content = ranked_page(lists, title, config.show).encode()
         write_whole(config.html, lambda file: file.write(content))
@@ -167,7 +174,7 @@ def _write(config: SearchConfig, lists: ShownLists, console: Console) -> None:
         picture = ranked_picture(lists, config.show)
         write_whole(config.png, lambda file: picture.save(file, "PNG", optimize=True))
     if config.json is not None:
-        write_json(config.json, {"run": str(config.run_folder), "k": config.k, **lists.to_json()})
+        write_json(config.json, {"encoder": str(config.encoder), "k": config.k, **lists.to_json()})
     written = [str(path) for path in (config.html, config.png, config.json) if path is not None]
     if written:
         console.say(f"written to {', '.join(written)}")

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reid_fast import evaluate
+from reid_fast.config import Config, InferenceSettings
 from reid_fast.console import Console
 from reid_fast.data.images import ImageStream
 from reid_fast.data.open import open_images
@@ -23,8 +24,11 @@ from reid_fast.data.sets import Paths, is_image
 from reid_fast.device import amp_dtype, pick_device
 from reid_fast.errors import UserError
 from reid_fast.labels.extract import extract
+from reid_fast.models.archs import ARCHS, PLAIN, Options
+from reid_fast.models.checkpoints import architecture_of, read_checkpoint
 from reid_fast.models.encoder import Encoder
 from reid_fast.models.fold import folded
+from reid_fast.models.weights import load_weights
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -187,29 +191,65 @@ class LoadedEncoder:
 
 
 def load_encoder(
-    path: str | Path, device: str = "auto", *, batch_size: int = 256, workers: int = 2, amp: bool = False
+    path: str | Path,
+    device: str = "auto",
+    *,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 256,
+    workers: int = 2,
+    amp: bool = False,
 ) -> LoadedEncoder:
     """Load a trained encoder for use.
 
     Args:
-        path: a run folder, or the model.safetensors in one.
+        path: a run folder, or a file of weights of any layout that `reid_fast.models.checkpoints` knows, whose
+            architecture is told by its tensors. Where such a file has no neck, features are what is pooled.
         device: auto (CUDA where there is one), cpu, cuda or cuda:N.
+        size: (H, W) of the images that a file of weights was trained with, 256×128 by default; a run knows its own.
         batch_size: images at once.
         workers: CPU threads that decode files.
         amp: compute in mixed precision.
 
     Raises:
-        UserError: there is no finished encoder, or it is damaged.
+        UserError: there is no finished encoder, it is damaged, or its architecture is not known.
     """
     path = Path(path).expanduser()
-    folder = path.parent if path.name == "model.safetensors" and path.is_file() else path
+    folder = path.parent if path.name == "model.safetensors" and path.with_name("model.json").is_file() else path
     if folder.is_file():
-        raise UserError(f"{folder} is no run folder: give the folder that holds model.safetensors and model.json")
-    encoder, description = evaluate.load_encoder(folder)
+        encoder, description = _of_weights(folder, size or PLAIN.size)
+    elif size is not None:
+        raise UserError(f"{folder} knows the size of its images: sizes are for files of weights")
+    else:
+        encoder, description = evaluate.load_encoder(folder)
     if missing := {"mean", "std"} - description.keys():
         raise UserError(f"model.json in {folder} lacks {', '.join(sorted(missing))}: write the model again by training")
     chosen = pick_device(device)
     return LoadedEncoder(encoder, description, chosen, batch_size=batch_size, workers=workers, amp=amp)
+
+
+def configured_encoder(path: Path, config: InferenceSettings) -> LoadedEncoder:
+    """`load_encoder` with the settings of a command."""
+    size = None
+    if config.height or config.width:
+        size = config.height or PLAIN.size[0], config.width or PLAIN.size[1]
+    return load_encoder(
+        path, config.device, size=size, batch_size=config.batch_size, workers=config.workers, amp=config.amp
+    )
+
+
+def _of_weights(file: Path, size: tuple[int, int]) -> tuple[Encoder, dict[str, Any]]:
+    """The encoder that a file of weights fills, in eval mode, and its description."""
+    tensors = read_checkpoint(file).tensors
+    arch = architecture_of(tensors)
+    if arch is None:
+        raise UserError(
+            f"{file} has the tensors of no known encoder: choose another file, or one of {', '.join(ARCHS)}"
+        )
+    height, width = size
+    config = Config(arch=arch, pooling_type="gem" if "pool.p" in tensors else "avg", height=height, width=width)
+    encoder = Encoder(arch, config.pooling_type, options=Options(size))
+    load_weights(encoder, arch, str(file))
+    return encoder.eval(), evaluate.describe(config)
 
 
 def _each(images: Any) -> Iterable[One]:

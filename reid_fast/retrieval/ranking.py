@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reid_fast.clustering import rerank
+from reid_fast.console import Console
 from reid_fast.data.sets import ImageSet, Paths
 from reid_fast.device import full_precision
 from reid_fast.errors import UserError
@@ -37,7 +39,7 @@ class RankedLists:
     gallery: Paths | None
 
 
-def search(encoder: LoadedEncoder, query: Any, gallery: Any, k: int = 10) -> RankedLists:
+def search(encoder: LoadedEncoder, query: Any, gallery: Any, k: int = 10, *, reranked: bool = False) -> RankedLists:
     """Find the gallery images most like each query.
 
     Args:
@@ -45,6 +47,7 @@ def search(encoder: LoadedEncoder, query: Any, gallery: Any, k: int = 10) -> Ran
         query, gallery: image files, folders, tables or tar files of images (one of them or a list); or what the encoder
             takes; or what it has made of them: an `Embedded`, or [N, D] features.
         k: images of a list; fewer where the gallery has fewer.
+        reranked: order them by k-reciprocal re-ranking, see `rerank`; the similarities stay those of the features.
 
     Returns:
         The lists, on the CPU. A file is never in a list of its own.
@@ -54,7 +57,8 @@ def search(encoder: LoadedEncoder, query: Any, gallery: Any, k: int = 10) -> Ran
     """
     queries, others = _embedded(encoder, query), _embedded(encoder, gallery)
     hidden = None if queries.paths is None or others.paths is None else own_files(queries.paths, others.paths)
-    index, similarity = rank(queries.features, others.features, k, hidden)
+    order = rank_again if reranked else rank
+    index, similarity = order(queries.features, others.features, k, hidden)
     return RankedLists(index, similarity, queries.paths, others.paths)
 
 
@@ -70,12 +74,7 @@ def rank(query: Tensor, gallery: Tensor, k: int, hidden: Sequence[np.ndarray] | 
     Returns:
         index [Q, k] int64 and similarity [Q, k] float32 on the CPU, k at most G; -1 and -inf where nothing is left.
     """
-    if k < 1:
-        raise UserError(f"k must be at least 1, not {k}")
-    if query.shape[1] != gallery.shape[1]:
-        raise UserError(f"query features have {query.shape[1]} columns, gallery features {gallery.shape[1]}")
-    k = min(k, len(gallery))
-    most = min(len(gallery), k + max((len(rows) for rows in hidden or ()), default=0))
+    k, most = _needed(query, gallery, k, hidden)
     index = torch.empty(len(query), most, dtype=torch.int64)
     similarity = torch.empty(len(query), most)
     for rows in torch.arange(len(query)).split(max(1, _BLOCK_ELEMENTS // max(1, len(gallery)))):
@@ -86,6 +85,40 @@ def rank(query: Tensor, gallery: Tensor, k: int, hidden: Sequence[np.ndarray] | 
     if hidden is None:
         return index, similarity
     return _without(index, similarity, hidden, k)
+
+
+def rank_again(
+    query: Tensor, gallery: Tensor, k: int, hidden: Sequence[np.ndarray] | None = None, console: Console | None = None
+) -> tuple[Tensor, Tensor]:
+    """The first k gallery rows of each query by k-reciprocal re-ranking as published, see `reid_fast.rerank`.
+
+    Args:
+        query, gallery, k, hidden: as of `rank`; what is hidden from a query takes part in the re-ranking.
+        console: shows what begins, and progress.
+
+    Returns:
+        As `rank`, in the order of re-ranking; the similarities are the inner products.
+    """
+    k, most = _needed(query, gallery, k, hidden)
+    console = console or Console(quiet=True)
+    made = rerank(query, gallery, say=lambda stage: console.say(f"re-ranking: {stage}"))
+    with console.progress("re-ranking", "queries") as report:
+        index = made.nearest(most, report)[0].cpu()
+    similarity = torch.empty(index.shape)
+    for row, found in enumerate(index.to(gallery.device)):
+        with full_precision(gallery.device):
+            similarity[row] = (gallery[found] @ query[row].to(gallery)).cpu()
+    return (index, similarity) if hidden is None else _without(index, similarity, hidden, k)
+
+
+def _needed(query: Tensor, gallery: Tensor, k: int, hidden: Sequence[np.ndarray] | None) -> tuple[int, int]:
+    """The length of a list, and how many rows must be found for it."""
+    if k < 1:
+        raise UserError(f"k must be at least 1, not {k}")
+    if query.shape[1] != gallery.shape[1]:
+        raise UserError(f"query features have {query.shape[1]} columns, gallery features {gallery.shape[1]}")
+    k = min(k, len(gallery))
+    return k, min(len(gallery), k + max((len(rows) for rows in hidden or ()), default=0))
 
 
 def own_files(query: Paths, gallery: Paths) -> list[np.ndarray]:

@@ -252,3 +252,16 @@ def test_a_query_that_sees_nothing_is_shown_alone(market_folder: Path) -> None:
     assert lists.first_right() == (0, 6)
     assert Page(ranked_page(lists, "none", 2)).items[1]["text"].strip() == "no image is left for it to be searched in"
     assert ranked_picture(lists, 2).height == 2 * (160 + 34) + 34
+
+
+def test_reranked_lists_say_so(trained: Path, market_folder: Path, tmp_path: Path) -> None:
+    flags = ["-d", "market1501", "--data-dir", str(market_folder), "-k", "5", *FLAGS]
+    main(["search", str(trained), *flags, "--rerank", f"--json={tmp_path / 'again'}"])
+    evaluate(
+        EvaluateConfig(trained, "market1501", market_folder, output=tmp_path / "scores", device="cpu", rerank=True)
+    )
+    scores = json.loads((tmp_path / "scores").read_text())["reranked"]
+    lists = lists_of(tmp_path / "again")
+    assert scores["rank1"] == sum(matches[0][1] == "right" for _, matches in lists) / 6
+    assert scores["rank5"] == sum("right" in dict(matches).values() for _, matches in lists) / 6
+    assert json.loads((tmp_path / "again").read_text())["rule"].startswith("The order is that of k-reciprocal")

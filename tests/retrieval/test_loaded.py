@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from inputs import break_files, pack, save_photos
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 import reid_fast
@@ -18,6 +20,7 @@ from reid_fast.data.images import ImageStream
 from reid_fast.errors import UserError
 from reid_fast.evaluate import load_encoder as load_module
 from reid_fast.labels.extract import extract
+from reid_fast.models.encoder import Encoder
 
 SIZE = (48, 24)
 
@@ -169,7 +172,6 @@ def test_where_an_encoder_may_be(trained: Path, tmp_path: Path, photos: list[Pat
     for path, sentence in {
         tmp_path / "nowhere": "there is no run folder",
         tmp_path: "holds no finished epoch",
-        trained / "model.json": "is no run folder",
     }.items():
         with pytest.raises(UserError, match=sentence):
             reid_fast.load_encoder(path)
@@ -189,3 +191,30 @@ def test_a_fingerprint_is_of_weights_and_description(trained: Path, other_traine
     description = json.loads((trained / "model.json").read_text()) | {"height": 64}
     (tmp_path / "copy/model.json").write_text(json.dumps(description))
     assert reid_fast.load_encoder(tmp_path / "copy", device="cpu").fingerprint not in prints.values()
+
+
+@pytest.mark.parametrize("pooling", ["avg", "gem"])
+def test_weights_alone_tell_their_architecture(pooling: str, photos: list[Path], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Encoder("resnet18_half", pooling)
+    module(torch.randn(16, 3, *SIZE))
+    save_file(module.state_dict(), tmp_path / "weights.safetensors")
+    torch.save(
+        {f"backbone.{name}": tensor for name, tensor in module.backbone.state_dict().items()}, tmp_path / "b.pth"
+    )
+    whole = reid_fast.load_encoder(tmp_path / "weights.safetensors", device="cpu", size=SIZE)
+    images = torch.randn(5, 3, *SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(whole(images), module.eval()(images), atol=1e-5, rtol=1e-4)
+        backbone = reid_fast.load_encoder(tmp_path / "b.pth", device="cpu", size=SIZE)
+        pooled = F.normalize(module.backbone(images).mean((2, 3)))
+    torch.testing.assert_close(backbone(images), pooled, atol=1e-5, rtol=1e-4)
+    assert reid_fast.load_encoder(tmp_path / "b.pth", device="cpu").size == (256, 128)
+
+
+def test_weights_of_no_known_encoder_are_refused(trained: Path, tmp_path: Path) -> None:
+    save_file({"backbone.conv1.weight": torch.zeros(2, 3, 5, 5)}, tmp_path / "odd.safetensors")
+    with pytest.raises(UserError, match=r"odd\.safetensors has the tensors of no known encoder"):
+        reid_fast.load_encoder(tmp_path / "odd.safetensors")
+    with pytest.raises(UserError, match="knows the size of its images"):
+        reid_fast.load_encoder(trained, size=SIZE)

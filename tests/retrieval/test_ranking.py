@@ -13,7 +13,7 @@ import reid_fast
 from reid_fast.data.sets import ImageSet, Paths, market_style
 from reid_fast.errors import UserError
 from reid_fast.metrics import rank_scores
-from reid_fast.retrieval import own_files, rank, ranking, same_camera
+from reid_fast.retrieval import own_files, rank, rank_again, ranking, same_camera
 
 
 def sorted_whole(query, gallery, k, hidden=None):
@@ -113,3 +113,27 @@ def test_a_file_is_not_in_its_own_list(trained: Path, market_folder: Path) -> No
     assert lists.index.shape == (6, 6)
     assert (lists.index[:, -1] == -1).all()
     assert not (lists.index == torch.arange(6)[:, None]).any()
+
+
+def test_a_second_ranking_is_that_of_rerank_without_what_is_hidden() -> None:
+    rows = torch.from_numpy(planted(70, 16))
+    query, gallery = rows[:9], rows[9:]
+    distance = reid_fast.rerank(query, gallery).distances(slice(0, 9)).numpy()
+    rng = np.random.default_rng(0)
+    hidden = [np.flatnonzero(rng.random(61) < 0.3) for _ in range(9)]
+    for gone in (None, hidden):
+        index, similarity = rank_again(query, gallery, 20, gone)
+        for row in range(9):
+            seen = np.setdiff1d(np.arange(61), [] if gone is None else gone[row])
+            expected = seen[np.argsort(distance[row, seen], kind="stable")][:20]
+            np.testing.assert_array_equal(index[row], expected)
+            torch.testing.assert_close(similarity[row], gallery[expected] @ query[row])
+    assert not torch.equal(index, rank(query, gallery, 20, hidden)[0])
+
+
+def test_search_reranks(trained: Path, market_folder: Path) -> None:
+    encoder = reid_fast.load_encoder(trained, device="cpu")
+    query, gallery = (encoder.embed([market_folder / part]) for part in ("query", "bounding_box_train"))
+    lists = reid_fast.search(encoder, query, gallery, k=36, reranked=True)
+    expected = reid_fast.rerank(query.features, gallery.features).nearest(36)[0]
+    assert torch.equal(lists.index, expected)
