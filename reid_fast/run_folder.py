@@ -89,7 +89,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.close(folder)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         part.unlink(missing_ok=True)
-        raise UserError(f"could not write {path} ({error}): free some space, then continue with --resume") from None
+        way_out = "free some space and start again, training with --resume"
+        raise UserError(f"could not write {path} ({error}): {way_out}") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
