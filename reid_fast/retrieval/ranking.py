@@ -164,8 +164,9 @@ def _absolute(text: str) -> str:
 
 def _largest(products: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row, largest first; of equal ones the first, which `topk` does not promise."""
-    best, found = products.topk(k)
-    tied = (products >= best[:, -1:]).sum(1) > k
+    best, found = products.topk(min(k + 1, products.shape[1]))
+    tied = (best[:, k:] == best[:, k - 1 : k]).any(1)
+    best, found = best[:, :k], found[:, :k]
     if tied.any():  # more of them than there are places
         sorted_rows = products[tied].sort(dim=1, descending=True, stable=True)
         best[tied], found[tied] = sorted_rows.values[:, :k], sorted_rows.indices[:, :k]
