@@ -9,10 +9,11 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Annotated, Any, TypeVar, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 from reid_fast.config import RECIPES, RECIPES_OF, Config, Overlay, Positional, Short, check, declares, flag_of, marks
 from reid_fast.data.sets import SIZES
@@ -20,6 +21,7 @@ from reid_fast.errors import UserError
 from reid_fast.methods import method_class, method_names, settings_class
 from reid_fast.methods.settings import SourceSettings
 from reid_fast.models.archs import ARCHS
+from reid_fast.settings_file import read_settings, typed
 
 S = TypeVar("S")
 
@@ -34,22 +36,28 @@ def parse(argv: Sequence[str] | None) -> tuple[Config, dict[str, str]]:
         The settings, and for each the layer it came from.
 
     Raises:
-        UserError: an unknown method, data set, recipe or flag, a flag of another method, a setting out of range.
+        UserError: an unknown method, data set, recipe or flag, a flag of another method, a setting out of range; the
+            same of a file of settings.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    method = _method_of(argv)
+    path = _last_value(argv, "--config")
+    written = {} if path is None else read_settings(Path(path))
+    method = _method_of(argv, written)
     settings = settings_class(method)
     _refuse_other_flags(argv, method)
+    overlay = _overlay_of(written, method, path)
     names = {"Methods": map(_shown, method_names()), "Data sets": SIZES, "Encoders": ARCHS}
     description = "\n\n".join([str(Config.__doc__), *(f"{kind}: {', '.join(found)}." for kind, found in names.items())])
-    asked = read(settings, argv, settings(method=method), description)
-    layers = list(_layers(asked, method))
+    asked = read(settings, argv, settings(**{"method": method} | overlay), description)
+    layers = [*_layers(asked, method), (f"file {path}", overlay)]  # without a file, nothing
     base = settings(**{"method": method} | {key: value for _, layer in layers for key, value in layer.items()})
     config = dataclasses.replace(read(settings, argv, base, description), method=method)
     check(config)
     origin = {name: _declared_by(settings, name, method) for name in vars(config)}
     origin |= {key: name for name, layer in layers for key in layer}
-    return config, origin | {key: "flag" for key in vars(config) if getattr(config, key) != getattr(base, key)}
+    origin |= {key: "flag" for key in vars(config) if getattr(config, key) != getattr(base, key)}
+    named = "flag" if _last_value(argv, "--method") else f"file {path}" if "method" in written else "default"
+    return config, origin | {"method": named}
 
 
 def flags(settings: Mapping[str, Any]) -> list[str]:
@@ -130,30 +138,50 @@ def _help_texts(cls: type) -> Mapping[str, str]:
     }
 
 
-def _method_of(argv: Sequence[str]) -> str:
-    """The method that the flags name, as its file is called."""
-    name = Config.method
-    for flag, value in pairwise([*argv, ""]):
-        if flag == "--method":
-            name = value
-        elif flag.startswith("--method="):
-            name = flag.partition("=")[2]
+def _last_value(argv: Sequence[str], flag: str) -> str | None:
+    """What the flags give a setting that must be known before they are read; None if nothing."""
+    found = None
+    for token, value in pairwise([*argv, ""]):
+        if token == flag:
+            found = value
+        elif token.startswith(f"{flag}="):
+            found = token.partition("=")[2]
+    return found
+
+
+def _method_of(argv: Sequence[str], written: Overlay) -> str:
+    """The method that the flags name, or else a file of settings, as its file is called."""
+    name = _last_value(argv, "--method") or str(written.get("method", Config.method))
     if name.replace("-", "_") not in method_names():
         raise UserError(f"--method {_shown(name)} is not known: choose from {', '.join(map(_shown, method_names()))}")
     return name.replace("-", "_")
 
 
+def _overlay_of(written: Overlay, method: str, path: str | None) -> dict[str, Any]:
+    """What a file sets, beside the method, as values of the method's settings."""
+    settings = settings_class(method)
+    own = [field.name for field in dataclasses.fields(settings) if field.name != "config"]
+    for name in written:
+        if name not in own:
+            _refuse(f"{path}: {name}", f"--{_shown(name)}", method, name, own)
+    return typed(settings, {name: value for name, value in written.items() if name != "method"}, str(path))
+
+
 def _refuse_other_flags(argv: Sequence[str], method: str) -> None:
     own = set(_flags(settings_class(method)))
     for token in argv:
-        flag = "--" + token[2:].partition("=")[0].replace("_", "-")
-        if not token.startswith("--") or token.startswith("--tyro-") or flag in own | {"--help"}:
-            continue
-        readers = [_shown(name) for name in method_names() if flag in _flags(settings_class(name))]
-        if readers:
-            raise UserError(f"{flag} is a setting of {_listed(readers)}, which --method {_shown(method)} does not read")
-        near = difflib.get_close_matches(flag, own, 1)
-        raise UserError(f"{flag} is no setting" + (f": did you mean {near[0]}?" if near else ": --help lists them"))
+        flag = "--" + _shown(token[2:].partition("=")[0])
+        if token.startswith("--") and not token.startswith("--tyro-") and flag not in own | {"--help"}:
+            _refuse(flag, flag, method, flag, own)
+
+
+def _refuse(what: str, flag: str, method: str, name: str, own: Iterable[str]) -> NoReturn:
+    """Say of a setting that the method does not read it, and who does or which one is meant."""
+    readers = [_shown(other) for other in method_names() if flag in _flags(settings_class(other))]
+    if readers and name != "config":
+        raise UserError(f"{what} is a setting of {_listed(readers)}, which --method {_shown(method)} does not read")
+    near = difflib.get_close_matches(name, own, 1)
+    raise UserError(f"{what} is no setting" + (f": did you mean {near[0]}?" if near else ": --help lists them"))
 
 
 def _flags(settings: type) -> Iterator[str]:
@@ -191,8 +219,9 @@ def _declared_by(settings: type, name: str, method: str) -> str:
     return "default" if last in Config.__mro__ else f"method {method}"
 
 
-def _shown(method: str) -> str:
-    return method.replace("_", "-")
+def _shown(name: str) -> str:
+    """As flags and `--method` write it."""
+    return name.replace("_", "-")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -176,6 +176,8 @@ class TrainingSettings:
 class RunSettings:
     """Where a run computes and what it leaves."""
 
+    config: Annotated[Path | None, MayChange] = None
+    """a .yaml or .json file of settings, which flags override; a run's config.json repeats it"""
     logs_dir: Annotated[Path | None, MayChange] = None
     """the run folder; by default the next free logs/METHOD-DATASET-NUMBER"""
     resume: Annotated[bool, MayChange] = False

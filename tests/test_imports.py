@@ -23,6 +23,7 @@ LEAVES = {
     "metrics_log",
     "ranks",
     "run_folder",
+    "settings_file",
     "stop",
 }
 BELOW = {  # what each room may import, beside itself and the leaves
@@ -138,6 +139,7 @@ OPTIONAL = (
     "cupyx",
     "infomap",
     "tyro",
+    "yaml",
     "tensorboard",
     "torch.utils.tensorboard",
     "PIL",
