@@ -70,12 +70,14 @@ class Console:
                 rate = (done - first) / (now - start)
                 of, left = "", ""
                 if total is not None:
-                    of, left = f"/{total:,}", f", {_clock((total - done) / rate)} left"
+                    of, left = f"/{total:,}", f", {clock_time((total - done) / rate)} left"
                 self.say(f"  {title} {done:,}{of}, {rate:,.0f} {unit}/s{left}{note and ', ' + note}")
 
         return report
 
 
-def _clock(seconds: float) -> str:
+def clock_time(seconds: float) -> str:
+    """0:07, 12:34 or 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes}:{seconds:02d}"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from reid_fast import run_folder
+from reid_fast.console import clock_time
 from reid_fast.errors import UserError
 
 SCORES = ("mAP", "rank1", "rank5", "rank10", "mINP")
@@ -32,6 +33,7 @@ class MetricsLog:
             writes: whether this process is the one that records.
         """
         self._path, self._writes, self._events = folder / "metrics.jsonl", writes, None
+        self._added: list[dict[str, Any]] = []
         if not writes:
             return
         kept = "".join(json.dumps(row) + "\n" for row in self.rows() if row["epoch"] <= last_epoch)
@@ -40,6 +42,7 @@ class MetricsLog:
 
     def add(self, row: dict[str, Any]) -> None:
         """Record an epoch."""
+        self._added.append(row)
         if not self._writes:
             return
         with self._path.open("a") as file:
@@ -59,9 +62,35 @@ class MetricsLog:
                 break
         return rows
 
+    def seconds_left(self, epochs: int, eval_step: int) -> float | None:
+        """What the rest of a run takes, judged by what this process has added; None before its first epoch.
 
-def epoch_line(row: dict[str, Any], epochs: int) -> str:
-    """One line for one row of metrics.jsonl."""
+        An epoch takes as long as the last three did on average; an evaluation, as the last one. One that is due and
+        has not been timed yet is left out.
+
+        Args:
+            epochs: of the whole run.
+            eval_step: epochs between evaluations, beside that of the last epoch.
+        """
+        trained = [row for row in self._added if row["epoch"] > 0]
+        if not trained:
+            return None
+        done, last = trained[-1]["epoch"], trained[-3:]
+        epoch = sum(sum(row["seconds"].values()) - row["seconds"].get("evaluate", 0.0) for row in last) / len(last)
+        evaluation = next((row["seconds"]["evaluate"] for row in reversed(self._added) if "mAP" in row), 0.0)
+        due = sum(is_due(later, epochs, eval_step) for later in range(done + 1, epochs + 1))
+        return (epochs - done) * epoch + due * evaluation
+
+
+def is_due(epoch: int, epochs: int, eval_step: int) -> bool:
+    """Whether an epoch, of so many, ends with an evaluation."""
+    return epoch % eval_step == 0 or epoch == epochs
+
+
+def epoch_line(row: dict[str, Any], epochs: int, seconds_left: float | None = None) -> str | None:
+    """One line for one row of metrics.jsonl, and the time that the run still takes; None if there is nothing to say."""
+    if not row.keys() - {"epoch", "seconds"}:
+        return None
     parts = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"]
     if "clusters" in row:
         parts += [
@@ -74,6 +103,8 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
         parts += [f"mAP {row['mAP']:.1%}", f"rank-1 {row['rank1']:.1%}"]
     parts += [f"{key.replace('_', ' ')} {value:.1%}" for key, value in row.items() if key.endswith("_mAP")]
     parts.append(", ".join(f"{stage} {seconds:.1f}" for stage, seconds in row["seconds"].items()) + " s")
+    if seconds_left:
+        parts.append(f"{clock_time(seconds_left)} left")
     return " | ".join(parts)
 
 

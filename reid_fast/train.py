@@ -42,7 +42,7 @@ from reid_fast.labels.neighbours import find_neighbours
 from reid_fast.methods import Method, new_method
 from reid_fast.methods.settings import SourceSettings
 from reid_fast.metrics import check_evaluable, label_scores
-from reid_fast.metrics_log import SCORES, MetricsLog, epoch_line, score_key, summary
+from reid_fast.metrics_log import SCORES, MetricsLog, epoch_line, is_due, score_key, summary
 from reid_fast.models.encoder import Encoder
 from reid_fast.models.norm import share_groups, target_state
 from reid_fast.models.stochastic_depth import set_keys
@@ -414,7 +414,7 @@ def finish_epoch(run: Run, row: dict[str, Any]) -> None:
     """Evaluate if it is due, and record the epoch."""
     config, epoch = run.config, row["epoch"]
     query, gallery = run.data.query, run.data.gallery
-    due = epoch % config.eval_step == 0 or epoch == config.epochs
+    due = is_due(epoch, config.epochs, config.eval_step)
     if due and query is not None and gallery is not None:
         clock = Clock(run.device, row["seconds"])
         with clock.stage("evaluate"):
@@ -424,7 +424,9 @@ def finish_epoch(run: Run, row: dict[str, Any]) -> None:
                 row |= {score_key(prefix, name): getattr(scores, name) for name in SCORES}
         row |= {"seconds": dict(clock)}
     run.metrics.add(row)
-    run.console.say(epoch_line(row, config.epochs))
+    line = epoch_line(row, config.epochs, run.metrics.seconds_left(config.epochs, config.eval_step))
+    if line is not None:  # an untrained network that is not evaluated has nothing to tell
+        run.console.say(line)
 
 
 def test_images(run: Run, query: ImageSet, gallery: ImageSet) -> ImageFiles:

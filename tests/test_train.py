@@ -174,7 +174,7 @@ def test_a_finished_run_resumed_with_more_epochs_goes_on(people: Path, tmp_path:
     assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
 
 
-def test_unlabelled_crops_train_without_evaluation(people: Path, tmp_path: Path) -> None:
+def test_unlabelled_crops_train_without_evaluation(people: Path, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "run"
     crops = people / "bounding_box_train"
     train(
@@ -192,6 +192,9 @@ def test_unlabelled_crops_train_without_evaluation(people: Path, tmp_path: Path)
         ]
     )
     rows = rows_of(folder)
+    assert rows[0] == {"epoch": 0, "seconds": {}}
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.split(" |")[0] for line in said] == ["epoch 1/1"]
     assert rows[-1]["clusters"] > 0
     assert "mAP" not in rows[-1]
     assert "ari" not in rows[-1]
