@@ -202,6 +202,11 @@ class RunSettings:
     """epochs between evaluations; the last epoch is always evaluated"""
     save_steps: Annotated[Count, MayChange] = 100
     """steps between checkpoints inside an epoch; the end of each epoch is always saved"""
+    save_best: Annotated[bool, MayChange] = False
+    """keep the encoder of the epoch whose clusters lie furthest apart (their silhouette, which uses no identities), in
+    the folder best of the run folder"""
+    patience: Annotated[CountOrZero, MayChange] = 0
+    """epochs without a larger silhouette after which the run ends, as --save-best keeps its best; 0: never"""
     tensorboard: Annotated[bool, MayChange] = False
     """write TensorBoard events into the run folder"""
 

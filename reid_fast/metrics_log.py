@@ -96,6 +96,7 @@ def epoch_line(row: dict[str, Any], epochs: int, seconds_left: float | None = No
         parts += [
             f"{row['clusters']:>4} clusters",
             f"{row['outliers']:>4} outliers",
+            f"silhouette {row['silhouette']:.3f}",
             f"loss {row['loss']:.3f}",
             f"{row['images_per_second']:,.0f} images/s",
         ]
@@ -119,17 +120,26 @@ def score_table(rows: dict[str, dict[str, float]]) -> Table:
     return table
 
 
-def summary(rows: list[dict[str, Any]], encoders: Sequence[str]) -> Table | None:
-    """The scores before training, at the end, and of the best epoch of each encoder; None if nothing was scored."""
+def summary(
+    rows: list[dict[str, Any]], encoders: Sequence[str], chosen: dict[str, dict[str, float]] | None = None
+) -> Table | None:
+    """The scores before training, at the end, and of the best epoch of each encoder; None if nothing was scored.
+
+    Args:
+        rows: of metrics.jsonl.
+        encoders: as `score_key` has them.
+        chosen: further scores, by name: those of an encoder that was chosen without looking at scores.
+    """
     scored = {row["epoch"]: row for row in rows if "mAP" in row}
     table: dict[str, dict[str, float]] = {}
     for encoder in encoders if scored else ():
         best = max(scored, key=lambda epoch: scored[epoch][score_key(encoder, "mAP")])
-        named = {"untrained": min(scored), f"last epoch ({max(scored)})": max(scored)}
+        last = "last epoch" if max(scored) == rows[-1]["epoch"] else "last epoch evaluated"
+        named = {"untrained": min(scored), f"{last} ({max(scored)})": max(scored)}
         for name, epoch in (named | {f"best on the test set (epoch {best})": best}).items():
             scores = {key: scored[epoch][score_key(encoder, key)] for key in SCORES}
             table[f"{name}, {encoder}" if encoder else name] = scores
-    return score_table(table) if table else None
+    return score_table(table | (chosen or {})) if table or chosen else None
 
 
 def _flat(row: dict[str, Any]) -> Iterator[tuple[str, float]]:

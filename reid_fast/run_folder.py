@@ -26,7 +26,7 @@ from torch import Tensor
 from reid_fast.config import Config, fixed, flag_of, to_json
 from reid_fast.errors import UserError
 
-FORMAT = 2  # of last.pt: raise it when what a method or the driver saves changes
+FORMAT = 3  # of last.pt: raise it when what a method or the driver saves changes
 
 
 def choose(config: Config) -> Path:
@@ -137,7 +137,8 @@ def check_same(state: dict[str, Any], config: Config, path: Path) -> None:
 
 
 def export(folder: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
-    """Write model.safetensors and model.json: what inference needs."""
+    """Write model.safetensors and model.json: what inference needs. The folder is made if it is not there."""
+    folder.mkdir(exist_ok=True)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_whole(folder / "model.safetensors", lambda file: file.write(tensors_to_bytes(whole)))
     write_json(folder / "model.json", description)

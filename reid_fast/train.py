@@ -35,10 +35,12 @@ from reid_fast.data.open import open_set
 from reid_fast.data.sets import ImageSet, ReidSet, TrainingSet
 from reid_fast.device import amp_dtype, choose_kernels, pick_device, pick_threads, threads
 from reid_fast.errors import Stopped, UserError
-from reid_fast.evaluate import announce, describe, score_encoder
+from reid_fast.evaluate import announce, describe, load_encoder, score_encoder
 from reid_fast.gradients import with_shared_gradients
+from reid_fast.labels.company import in_company
 from reid_fast.labels.extract import extract
 from reid_fast.labels.neighbours import find_neighbours
+from reid_fast.labels.silhouette import silhouette
 from reid_fast.methods import Method, new_method
 from reid_fast.methods.settings import SourceSettings
 from reid_fast.metrics import check_evaluable, label_scores
@@ -51,6 +53,7 @@ from reid_fast.stop import Stop
 
 # Steps between looks at the loss, and at whether to stop: on CUDA a look waits for the GPU.
 CHECK_STEPS = {"cpu": 1, "cuda": 20}
+BEST = "best"  # of the run folder: what `--save-best` keeps, as `evaluate` takes it
 GRACE = 25.0  # seconds from SIGTERM to the end of a rank that waits for one that is gone; torchrun kills after 30
 
 
@@ -62,6 +65,9 @@ class Position:
     step: int = 0  # finished steps of the epoch under way; 0: it has no labels yet
     steps_before: int = 0  # of the finished epochs
     labels: Tensor | None = None  # [N] int64, of the epoch under way
+    silhouette: float = 0.0  # of those
+    best_epoch: int = 0  # behind which `silhouette` was largest; 0: none yet
+    best_silhouette: float = -math.inf
     loss: float = 0.0  # summed over its steps
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
 
@@ -70,6 +76,12 @@ class Position:
         """[N] int64, of an epoch that has them."""
         assert self.labels is not None
         return self.labels.numpy()
+
+    def next_epoch(self) -> Position:
+        """Behind an epoch."""
+        steps_before = self.steps_before + self.step
+        best = self.best_epoch, self.best_silhouette
+        return Position(self.epoch + 1, steps_before=steps_before, best_epoch=best[0], best_silhouette=best[1])
 
 
 @dataclass
@@ -143,14 +155,19 @@ def go_through_epochs(run: Run) -> None:
         while run.at.epoch < config.epochs:
             if run.at.step == 0:
                 run.at.labels = torch.from_numpy(label_images(run))
+                judge(run)
+                if is_out_of_patience(run):
+                    break
             train_epoch(run)
             row = epoch_row(run)
-            run.at = Position(run.at.epoch + 1, steps_before=run.at.steps_before + run.at.step)
+            run.at = run.at.next_epoch()
             finish_epoch(run, row)
             if run.ranks.first:
                 run_folder.export(run.folder, target_state(run.method.model), describe(config))
             save(run)
             run.checkpoints.wait()
+        else:  # out of epochs, not of patience
+            judge_last(run)
     summarise(run)
 
 
@@ -275,7 +292,23 @@ def open_data(config: Config, console: Console) -> tuple[ReidSet, TrainingSet]:
 
 def label_images(run: Run) -> np.ndarray:
     """Cluster the training images and fill the memory: [N] int64 pseudo labels."""
-    method, epoch, clock = run.method, run.at.epoch, Clock(run.device, run.at.seconds)
+    method, clock = run.method, Clock(run.device, run.at.seconds)
+    features, labels = cluster_images(run, clock)
+    if not in_company(labels).any():
+        raise UserError(
+            f"epoch {run.at.epoch + 1} found no cluster among {len(labels)} images: raise --eps "
+            "or lower --min-samples, or check that the images show several people more than once"
+        )
+    with clock.stage("memory"):
+        method.fill_memory(features, labels)
+        run.ranks.adopt([*method.parameters(), *method.buffers()])
+    run.at.seconds = dict(clock)
+    return labels
+
+
+def cluster_images(run: Run, clock: Clock) -> tuple[Tensor, np.ndarray]:
+    """Cluster the training images: [N, D] features and [N] int64 pseudo labels, whose silhouette `run.at` gets."""
+    method, epoch = run.method, run.at.epoch
 
     def extract_features(encoder: Encoder, *, source: bool = False) -> Tensor:
         with run.console.progress("extracting") as report:
@@ -288,31 +321,56 @@ def label_images(run: Run) -> np.ndarray:
     search, ranks = run.config.knn, run.ranks
     neighbours = find_neighbours(features, method.neighbours, clock, search=search, say=run.console.say, ranks=ranks)
 
-    def cluster() -> np.ndarray:
+    def cluster() -> tuple[np.ndarray, float]:
         assert neighbours is not None  # the first rank has them
         with clock.stage("jaccard"):
             graph = method.build_graph(features, neighbours, epoch)
         with clock.stage("dbscan"):
             labels = method.assign_labels(graph, epoch)
-        if not in_company(labels).any():
-            raise UserError(
-                f"epoch {epoch + 1} found no cluster among {len(labels)} images: raise --eps "
-                "or lower --min-samples, or check that the images show several people more than once"
-            )
-        return labels
+        with clock.stage("silhouette"):
+            return labels, silhouette(features, labels)
 
-    labels = ranks.from_first(cluster)
-    with clock.stage("memory"):
-        method.fill_memory(features, labels)
-        ranks.adopt([*method.parameters(), *method.buffers()])
-    run.at.seconds = dict(clock)
-    return labels
+    labels, run.at.silhouette = ranks.from_first(cluster)
+    return features, labels
 
 
-def in_company(labels: np.ndarray) -> np.ndarray:
-    """[N] bool: whether an image shares its label; methods without outliers give each a class of its own."""
-    counts = np.bincount(labels[labels >= 0], minlength=labels.max() + 1)
-    return (labels >= 0) & (counts[labels] > 1) if len(counts) else labels >= 0
+def judge(run: Run) -> None:
+    """Keep the encoder as `--save-best` has it, if its clusters lie further apart than those of all epochs before.
+
+    Called with the labels that the encoder has just given: they judge the epoch before. Ranks agree, for `run.at` is
+    the same on all; a resumed run comes to the same end, for it is in its checkpoint.
+    """
+    at, config = run.at, run.config
+    if not chooses(config) or at.epoch == 0 or at.silhouette <= at.best_silhouette:
+        return
+    at.best_epoch, at.best_silhouette = at.epoch, at.silhouette
+    if run.ranks.first:
+        description = describe(config) | {"epoch": at.epoch, "silhouette": at.silhouette}
+        run_folder.export(run.folder / BEST, target_state(run.method.model), description)
+
+
+def judge_last(run: Run) -> None:
+    """Judge the last epoch too: with labels that nothing is trained with."""
+    if chooses(run.config) and run.at.epoch:
+        cluster_images(run, Clock(run.device))
+        judge(run)
+
+
+def chooses(config: Config) -> bool:
+    """Whether the run keeps the encoder of its best epoch."""
+    return config.save_best or config.patience > 0
+
+
+def is_out_of_patience(run: Run) -> bool:
+    """Whether the run is to end, since its clusters have not come to lie further apart for `--patience` epochs."""
+    at, patience = run.at, run.config.patience
+    if not patience or at.epoch - at.best_epoch < patience or not at.best_epoch:
+        return False
+    run.console.say(
+        f"the silhouette has been largest behind epoch {at.best_epoch}, {at.best_silhouette:.3f}: "
+        f"after {at.epoch - at.best_epoch} epochs --patience ends the run"
+    )
+    return True
 
 
 def train_epoch(run: Run) -> None:
@@ -401,6 +459,7 @@ def epoch_row(run: Run) -> dict[str, Any]:
         "epoch": at.epoch + 1,
         "clusters": len(np.unique(labels[in_company(labels)])),
         "outliers": int((~in_company(labels)).sum()),
+        "silhouette": at.silhouette,
         "loss": at.loss / at.step,
         "lr": run.method.lr(at.epoch),
         **label_scores(labels, run.data.train.pids),
@@ -412,21 +471,28 @@ def epoch_row(run: Run) -> dict[str, Any]:
 
 def finish_epoch(run: Run, row: dict[str, Any]) -> None:
     """Evaluate if it is due, and record the epoch."""
-    config, epoch = run.config, row["epoch"]
-    query, gallery = run.data.query, run.data.gallery
-    due = is_due(epoch, config.epochs, config.eval_step)
-    if due and query is not None and gallery is not None:
+    config = run.config
+    if is_due(row["epoch"], config.epochs, config.eval_step):
         clock = Clock(run.device, row["seconds"])
         with clock.stage("evaluate"):
             for prefix, encoder in {"": run.method.model, **run.method.others}.items():
-                images = test_images(run, query, gallery)
-                scores = score_encoder(encoder, images, query, gallery, run.console, amp=run.amp, ranks=run.ranks)
-                row |= {score_key(prefix, name): getattr(scores, name) for name in SCORES}
-        row |= {"seconds": dict(clock)}
+                scores = score(run, encoder)
+                row |= {score_key(prefix, name): value for name, value in scores.items()}
+        row |= {"seconds": dict(clock)} if "mAP" in row else {}
     run.metrics.add(row)
     line = epoch_line(row, config.epochs, run.metrics.seconds_left(config.epochs, config.eval_step))
     if line is not None:  # an untrained network that is not evaluated has nothing to tell
         run.console.say(line)
+
+
+def score(run: Run, encoder: Encoder) -> dict[str, float]:
+    """The scores of an encoder on the test images; nothing where there are none."""
+    query, gallery = run.data.query, run.data.gallery
+    if query is None or gallery is None:
+        return {}
+    images = test_images(run, query, gallery)
+    scores = score_encoder(encoder, images, query, gallery, run.console, amp=run.amp, ranks=run.ranks)
+    return {name: getattr(scores, name) for name in SCORES}
 
 
 def test_images(run: Run, query: ImageSet, gallery: ImageSet) -> ImageFiles:
@@ -465,10 +531,20 @@ def save(run: Run) -> None:
 
 def summarise(run: Run) -> None:
     """Print the scores before training, at the end, and of the best epoch, for each encoder that is evaluated."""
-    table = summary(run.metrics.rows(), ("", *run.method.others))
+    table = summary(run.metrics.rows(), ("", *run.method.others), chosen(run))
     if table is not None:
         run.console.say(table)
     run.console.say(f"model and metrics are in {run.folder}")
+
+
+def chosen(run: Run) -> dict[str, dict[str, float]]:
+    """The scores of what `--save-best` has kept, by a name for it; nothing without test images."""
+    if not run.at.best_epoch:
+        return {}
+    encoder, _ = run.ranks.from_first(lambda: load_encoder(run.folder / BEST))
+    encoder.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub lacks it
+    scores = score(run, encoder)
+    return {f"best silhouette (epoch {run.at.best_epoch})": scores} if scores else {}
 
 
 def train_with(**settings: Any) -> Path:
@@ -497,6 +573,7 @@ class _Callable(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Callable
+
 
 if __name__ == "__main__":
     main()

@@ -38,7 +38,7 @@ BELOW = {  # what each room may import, beside itself and the leaves
     "command_line": {"methods", "models", "data"},
     "methods": {"memories", "labels", "models", "data", "clustering", "ops"},
     "memories": {"ops"},
-    "labels": {"models", "data", "clustering"},
+    "labels": {"models", "data", "clustering", "ops"},
     "models": {"ops"},
     "data": {"ops"},
     "clustering": {"_C"},

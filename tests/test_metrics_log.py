@@ -14,7 +14,7 @@ SCORED = {"mAP": 0.5, "rank1": 0.7}
 
 def row_of(epoch: int, train: float, evaluate: float | None = None) -> dict[str, object]:
     seconds = {"extract": 1.0, "train": train}
-    found = {"clusters": 9, "outliers": 1, "loss": 1.0, "images_per_second": 100.0}
+    found = {"clusters": 9, "outliers": 1, "silhouette": 0.2, "loss": 1.0, "images_per_second": 100.0}
     if evaluate is None:
         return {"epoch": epoch, **found, "seconds": seconds}
     return {"epoch": epoch, **found, "seconds": seconds | {"evaluate": evaluate}, **SCORED}

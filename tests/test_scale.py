@@ -17,10 +17,10 @@ import reid_fast
 from reid_fast.clustering import BELOW_ONE
 from reid_fast.data.images.sampler import class_uniform, epoch_plan, more_cameras, other_cameras
 from reid_fast.labels.agree import refine, self_paced
+from reid_fast.labels.company import in_company
 from reid_fast.memories import CameraProxies, InstanceMemory, PrototypeMemory, Update
 from reid_fast.methods.rcl import Aggregation, members_by_cluster
 from reid_fast.metrics import label_scores
-from reid_fast.train import in_company
 
 N = int(os.environ.get("IMAGES", "100000")) // 96 * 96
 PER_IDENTITY, D, B, CAMERAS = 24, 64, 64, 50

@@ -50,8 +50,8 @@ def test_a_run_leaves_what_the_run_folder_promises(people: Path, tmp_path: Path,
         assert 0 < row["mAP"] <= 1
         assert row["rank1"] <= row["rank5"] <= row["rank10"]
         assert "evaluate" in row["seconds"]
-    stages = {"extract", "knn", "jaccard", "dbscan", "memory", "train", "evaluate"}
-    keys = {"clusters", "outliers", "loss", "lr", "nmi", "ari", "images_per_second", "peak_memory_mb"}
+    stages = {"extract", "knn", "jaccard", "dbscan", "silhouette", "memory", "train", "evaluate"}
+    keys = {"clusters", "outliers", "silhouette", "loss", "lr", "nmi", "ari", "images_per_second", "peak_memory_mb"}
     for row in rows[1:]:
         assert set(row["seconds"]) == stages
         assert keys <= set(row)

@@ -122,6 +122,17 @@ def test_a_rerun_and_a_resumed_run_have_the_same_bits_and_other_ranks_may_go_on(
     assert [row["epoch"] for row in rows] == [0, 1, 2]
 
 
+def test_ranks_agree_on_the_best_epoch_and_when_to_end(settings, tmp_path):
+    config = settings("cc", epochs=4, iters=2, patience=1, save_best=True, logs_dir=tmp_path / "run")
+    both = train_together(2, tmp_path, [("run", config, None, None)])["run"]
+    (alone,) = train_together(1, tmp_path, [("alone", replace(config, logs_dir=tmp_path / "1"), None, None)])["alone"]
+    assert both[0]["losses"] == both[1]["losses"]
+    assert len(both[0]["losses"]) == len(alone["losses"])
+    kept = [json.loads((tmp_path / name / "best/model.json").read_text()) for name in ("run", "1")]
+    assert kept[0]["epoch"] == kept[1]["epoch"]
+    assert kept[0]["silhouette"] == pytest.approx(kept[1]["silhouette"], abs=1e-3)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("system", ["cc", "ice", "cap in one group"])
 def test_two_ranks_share_a_gpu(settings, tmp_path, system):
