@@ -28,8 +28,9 @@ LEAVES = {
 }
 BELOW = {  # what each room may import, beside itself and the leaves
     "__main__": {"commands"},
-    "commands": {"train", "evaluate", "command_line", "retrieval", "data", "pages"},
+    "commands": {"train", "evaluate", "export", "command_line", "retrieval", "data", "pages"},
     "retrieval": {"evaluate", "labels", "models", "data", "clustering", "pages"},
+    "export": {"evaluate", "command_line", "models"},
     "train": {"captured", "gradients", "evaluate", "command_line", "methods", "labels", "models", "data"},
     "captured": {"data"},
     "gradients": {"data"},
@@ -140,6 +141,10 @@ OPTIONAL = (
     "infomap",
     "tyro",
     "yaml",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "wandb",
     "tensorboard",
     "torch.utils.tensorboard",
     "PIL",

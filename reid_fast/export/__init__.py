@@ -1,0 +1,1 @@
+"""An encoder for other programs: each format in a file of its own."""
