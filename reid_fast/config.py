@@ -209,6 +209,8 @@ class RunSettings:
     """epochs without a larger silhouette after which the run ends, as --save-best keeps its best; 0: never"""
     tensorboard: Annotated[bool, MayChange] = False
     """write TensorBoard events into the run folder"""
+    wandb: Annotated[str | None, MayChange] = None
+    """the project of Weights & Biases that gets the run; WANDB_MODE=offline keeps it for `wandb sync`"""
 
 
 @dataclass(frozen=True, kw_only=True)

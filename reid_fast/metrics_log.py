@@ -1,17 +1,18 @@
-"""What a run records: a row an epoch in metrics.jsonl, and TensorBoard's events."""
+"""What a run records: a row an epoch in metrics.jsonl, and in what else takes rows."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from rich.table import Table
 
 from reid_fast import run_folder
 from reid_fast.console import clock_time
-from reid_fast.errors import UserError
+from reid_fast.sinks import Sink
 
 SCORES = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
@@ -24,21 +25,20 @@ def score_key(encoder: str, name: str) -> str:
 class MetricsLog:
     """The rows of one run folder."""
 
-    def __init__(self, folder: Path, *, last_epoch: int = 0, tensorboard: bool = False, writes: bool = True) -> None:
+    def __init__(self, folder: Path, *, last_epoch: int = 0, writes: bool = True, sinks: Sequence[Sink] = ()) -> None:
         """
         Args:
             folder: of the run.
             last_epoch: rows of later epochs are dropped from metrics.jsonl: a resumed run writes them again.
-            tensorboard: write events too.
             writes: whether this process is the one that records.
+            sinks: get the rows too; they are closed behind this as a context.
         """
-        self._path, self._writes, self._events = folder / "metrics.jsonl", writes, None
+        self._path, self._writes, self._sinks = folder / "metrics.jsonl", writes, sinks
         self._added: list[dict[str, Any]] = []
         if not writes:
             return
         kept = "".join(json.dumps(row) + "\n" for row in self.rows() if row["epoch"] <= last_epoch)
         run_folder.write_whole(self._path, lambda file: file.write(kept.encode()))
-        self._events = _tensorboard(folder) if tensorboard else None
 
     def add(self, row: dict[str, Any]) -> None:
         """Record an epoch."""
@@ -47,10 +47,15 @@ class MetricsLog:
             return
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if self._events:
-            for name, value in _flat(row):
-                self._events.add_scalar(name, value, row["epoch"])
-            self._events.flush()
+        for sink in self._sinks:
+            sink.add(row["epoch"], dict(_flat(row)))
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        for sink in self._sinks:
+            sink.close(failed=error is not None)
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows so far; a last line cut short by a kill is left out."""
@@ -148,11 +153,3 @@ def _flat(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield from ((f"{name}/{key}", inner) for key, inner in value.items())
         elif name != "epoch":
             yield name, value
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("--tensorboard needs the extra: pip install 'reid-fast[tensorboard]'") from None
-    return SummaryWriter(str(folder))

@@ -49,6 +49,7 @@ from reid_fast.models.encoder import Encoder
 from reid_fast.models.norm import share_groups, target_state
 from reid_fast.models.stochastic_depth import set_keys
 from reid_fast.ranks import ALONE, Ranks, Split, command
+from reid_fast.sinks import open_sinks
 from reid_fast.stop import Stop
 
 # Steps between looks at the loss, and at whether to stop: on CUDA a look waits for the GPU.
@@ -149,7 +150,7 @@ def computing(config: Config, ranks: Ranks) -> Iterator[None]:
 def go_through_epochs(run: Run) -> None:
     """Evaluate the untrained network, then cluster and train until all epochs are done."""
     config = run.config
-    with run.checkpoints:
+    with run.checkpoints, run.metrics:
         if run.at.epoch == run.at.step == 0:
             finish_epoch(run, {"epoch": 0, "seconds": {}})  # the scores of the untrained network
         while run.at.epoch < config.epochs:
@@ -195,9 +196,9 @@ def build(config: Config, ranks: Ranks = ALONE, stop: Stop | None = None) -> Run
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         at = Position(**state["at"])
-    metrics = MetricsLog(
-        path, last_epoch=-1 if state is None else at.epoch, tensorboard=config.tensorboard, writes=ranks.first
-    )
+    with ranks.agreed():
+        sinks = open_sinks(config, path) if ranks.first else []
+    metrics = MetricsLog(path, last_epoch=-1 if state is None else at.epoch, writes=ranks.first, sinks=sinks)
     split = None if ranks.group is None else split_batches(config, images, ranks, device)
     if split is not None and split.spans(config.bn_group):
         share_groups(method, split)

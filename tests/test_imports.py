@@ -24,6 +24,7 @@ LEAVES = {
     "ranks",
     "run_folder",
     "settings_file",
+    "sinks",
     "stop",
 }
 BELOW = {  # what each room may import, beside itself and the leaves
