@@ -184,6 +184,8 @@ class RunSettings:
     """continue the run in the run folder; starts one where there is none"""
     show_config: Annotated[bool, MayChange] = False
     """print every setting with its origin, and stop"""
+    dry_run: Annotated[bool, MayChange] = False
+    """try two steps of every stage on some of the images, estimate time and memory of the whole run, leave nothing"""
     seed: CountOrZero = 1
     """of every random draw"""
     amp: bool = False

@@ -11,7 +11,7 @@ from reid_fast.config import Overlay
 from reid_fast.errors import UserError
 
 # Of a run's config.json: which run it was and how it was started; its repetition is another one.
-OF_THE_RUN = ("config", "logs_dir", "resume", "show_config")
+OF_THE_RUN = ("config", "dry_run", "logs_dir", "resume", "show_config")
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from reid_fast.clock import Clock
 from reid_fast.command_line import flags, parse
 from reid_fast.config import Config, to_json
 from reid_fast.console import Console
-from reid_fast.data.images import NORMALISATIONS, Batch, ImageFiles, Loader, open_files, open_loader
+from reid_fast.data.images import NORMALISATIONS, Batch, ImageFiles, ImageStream, Loader, open_files, open_loader
 from reid_fast.data.open import open_set
 from reid_fast.data.sets import ImageSet, ReidSet, TrainingSet
 from reid_fast.device import amp_dtype, choose_kernels, pick_device, pick_threads, threads
@@ -49,6 +49,7 @@ from reid_fast.models.encoder import Encoder
 from reid_fast.models.norm import share_groups, target_state
 from reid_fast.models.stochastic_depth import set_keys
 from reid_fast.ranks import ALONE, Ranks, Split, command
+from reid_fast.rehearsal import Rehearsed, held_whole, made_up_labels, nothing_left, part_of, rows_to_search, table
 from reid_fast.sinks import open_sinks
 from reid_fast.stop import Stop
 
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with command() as ranks:
         config, origin = parse(argv)
         if not config.show_config:
-            train(config, ranks)
+            (rehearse if config.dry_run else train)(config, ranks)
         elif ranks.first:
             for name, value in to_json(config).items():
                 print(f"{name:<16} {value!s:<24} {origin[name]}")
@@ -133,6 +134,79 @@ def train(config: Config, ranks: Ranks = ALONE) -> Path:
         run = build(config, ranks, stop)
         go_through_epochs(run)
         return run.folder
+
+
+def rehearse(config: Config, ranks: Ranks = ALONE) -> Rehearsed:
+    """Do a little of all that `train` does, say what the whole run would take, and leave nothing behind.
+
+    Args:
+        config, ranks: as `train` takes them.
+    """
+    device = pick_device(config.device, ranks.local_rank)
+    stop = Stop()
+    with (
+        stop.listening(grace=None if ranks is ALONE else GRACE),
+        ranks.connected(device),
+        computing(config, ranks),
+        nothing_left(config, ranks) as little,
+    ):
+        opened = ranks.from_first(lambda: open_data(little, Console(quiet=not ranks.first)))
+        part, held = part_of(*opened, config), held_whole(opened[1], config, device)
+        run = build(little if held else replace(little, cache=0.0), ranks, stop, part)
+        with run.checkpoints, run.metrics:
+            # The first epoch warms up; in the last one, some methods do more.
+            for epoch in (0, config.epochs - 1):
+                run.at = Position(epoch)
+                run.at.labels = torch.from_numpy(label_part(run))
+                train_epoch(run)
+            save(run)
+        clock = Clock(device, {name: seconds for name, seconds in run.at.seconds.items() if name != "knn"})
+        rows = rows_to_search(opened[1], run.method.model.width, device)
+        find_neighbours(rows, run.method.neighbours, clock, search=config.knn, say=run.console.say, ranks=ranks)
+        with clock.stage("evaluate"):
+            for encoder in (run.method.model, *run.method.others.values()):
+                score(run, encoder)
+        timed = Clock(device)
+        with timed.stage("decode"):
+            decode(run)
+        decoding = timed["decode"] / len(run.loader.paths)
+        scored = sum(len(split) for split in (part[0].query, part[0].gallery) if split is not None)
+        found = Rehearsed(config, *opened, part[1], held, dict(clock), decoding, scored, len(rows))
+        run.console.say(table(found))
+        run.console.say(f"all training {held}")
+        run.console.say(f"about {found.memory(run.method, device):.1f} GiB of memory on {device}, at most")
+        run.console.say("dry run: every stage works on a part of the images, and nothing is left behind")
+        return found
+
+
+def decode(run: Run) -> None:
+    """Decode the training images once more."""
+    config, paths = run.config, run.loader.paths
+    stream = ImageStream(
+        paths, config.size, batch_size=config.batch_size, device=run.device, threads=config.workers, norm=None
+    )
+    for _ in stream.plain(np.arange(len(paths)), config.batch_size):
+        pass
+
+
+def label_part(run: Run) -> np.ndarray:
+    """`label_images` of a rehearsal: with labels made up, where too few images form clusters to fill a batch."""
+    clock = Clock(run.device)
+    features, found = cluster_images(run, clock)
+    try:
+        return planned(run, features, found, clock)
+    except UserError:
+        run.console.say("too few of the images that are tried form clusters to fill a batch: their labels are made up")
+        return planned(run, features, made_up_labels(len(found), run.config), clock)
+
+
+def planned(run: Run, features: Tensor, labels: np.ndarray, clock: Clock) -> np.ndarray:
+    """The labels, if batches can be made of them; the memory is filled by them."""
+    if not in_company(labels).any():
+        raise UserError("no image shares its label")
+    fill(run, features, labels, Clock(run.device, clock))
+    run.method.plan_epoch(labels, run.at.epoch)
+    return labels
 
 
 @contextmanager
@@ -172,8 +246,13 @@ def go_through_epochs(run: Run) -> None:
     summarise(run)
 
 
-def build(config: Config, ranks: Ranks = ALONE, stop: Stop | None = None) -> Run:
-    """Open the data and put the parts together; with `--resume`, as they were at the last checkpoint."""
+def build(
+    config: Config,
+    ranks: Ranks = ALONE,
+    stop: Stop | None = None,
+    opened: tuple[ReidSet, TrainingSet] | None = None,
+) -> Run:
+    """Open the data, unless they are, and put the parts together; with `--resume`, as the last checkpoint has them."""
     device = pick_device(config.device, ranks.local_rank)
     torch.manual_seed(config.seed)
     choose_kernels(config.deterministic)
@@ -181,7 +260,7 @@ def build(config: Config, ranks: Ranks = ALONE, stop: Stop | None = None) -> Run
     if config.cuda_graph:
         check_capturable(device, amp, ranks)
     console = Console(quiet=not ranks.first)
-    data, images = ranks.from_first(lambda: open_data(config, console))
+    data, images = opened or ranks.from_first(lambda: open_data(config, console))
     with ranks.first_of_machine_first():
         method = new_method(config, images)
     method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks it
@@ -293,18 +372,23 @@ def open_data(config: Config, console: Console) -> tuple[ReidSet, TrainingSet]:
 
 def label_images(run: Run) -> np.ndarray:
     """Cluster the training images and fill the memory: [N] int64 pseudo labels."""
-    method, clock = run.method, Clock(run.device, run.at.seconds)
+    clock = Clock(run.device, run.at.seconds)
     features, labels = cluster_images(run, clock)
     if not in_company(labels).any():
         raise UserError(
             f"epoch {run.at.epoch + 1} found no cluster among {len(labels)} images: raise --eps "
             "or lower --min-samples, or check that the images show several people more than once"
         )
-    with clock.stage("memory"):
-        method.fill_memory(features, labels)
-        run.ranks.adopt([*method.parameters(), *method.buffers()])
-    run.at.seconds = dict(clock)
+    fill(run, features, labels, clock)
     return labels
+
+
+def fill(run: Run, features: Tensor, labels: np.ndarray, clock: Clock) -> None:
+    """Make the epoch's memory of [N, D] features and their [N] labels."""
+    with clock.stage("memory"):
+        run.method.fill_memory(features, labels)
+        run.ranks.adopt([*run.method.parameters(), *run.method.buffers()])
+    run.at.seconds = dict(clock)
 
 
 def cluster_images(run: Run, clock: Clock) -> tuple[Tensor, np.ndarray]:

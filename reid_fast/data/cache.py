@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO
 
 _KEPT = 64  # files about trees: those used last
+_writes = ContextVar("writes", default=True)
 
 
 def cache_folder() -> Path:
@@ -33,6 +35,8 @@ def keep(file: Path, write: Callable[[IO[bytes]], object] | None) -> None:
 
     What cannot be written is not. Files about trees that nobody reads any more go, and what a killed writer has left.
     """
+    if not _writes.get():
+        return
     with suppress(OSError):
         if write is None:
             os.utime(file)
@@ -42,6 +46,16 @@ def keep(file: Path, write: Callable[[IO[bytes]], object] | None) -> None:
                 by_age = sorted(entries, key=lambda entry: entry.stat().st_mtime_ns)
             for entry in by_age[:-_KEPT]:
                 os.unlink(entry)
+
+
+@contextmanager
+def only_read() -> Iterator[None]:
+    """Inside, `keep` keeps nothing."""
+    token = _writes.set(False)
+    try:
+        yield
+    finally:
+        _writes.reset(token)
 
 
 def _write_whole(file: Path, write: Callable[[IO[bytes]], object]) -> None:

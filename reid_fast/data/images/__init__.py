@@ -1,6 +1,7 @@
 """The images of a step: which ones, how they are augmented, decoded from files or held."""
 
 from reid_fast.data.images.augmentation import View
+from reid_fast.data.images.held import Held
 from reid_fast.data.images.image_files import ImageFiles
 from reid_fast.data.images.loader import Batch, Loader, open_loader
 from reid_fast.data.images.normalisation import IMAGENET, NORMALISATIONS, Normalisation
@@ -12,6 +13,7 @@ __all__ = [
     "IMAGENET",
     "NORMALISATIONS",
     "Batch",
+    "Held",
     "ImageFiles",
     "ImageStream",
     "Loader",

@@ -62,8 +62,7 @@ def synthetic_folder(
         UserError: the folder cannot be written.
     """
     root = cache_folder() if root is None else Path(root)
-    size = "" if (train_ids, test_ids) == (TRAIN_IDS, TEST_IDS) else f"-{train_ids}+{test_ids}"
-    folder = root / f"synthetic-v{VERSION}-seed{seed}{size}"
+    folder = _place(root, seed, train_ids, test_ids)
     if folder.is_dir():
         return folder
     try:
@@ -75,6 +74,16 @@ def synthetic_folder(
     except OSError as error:
         raise UserError(f"Cannot write the synthetic data set to {folder}: {error.strerror or error}.") from error
     return folder
+
+
+def is_drawn(root: Path | None = None) -> bool:
+    """Whether `synthetic_folder` would find the set with the same root."""
+    return _place(cache_folder() if root is None else root, 0, TRAIN_IDS, TEST_IDS).is_dir()
+
+
+def _place(root: Path, seed: int, train_ids: int, test_ids: int) -> Path:
+    size = "" if (train_ids, test_ids) == (TRAIN_IDS, TEST_IDS) else f"-{train_ids}+{test_ids}"
+    return root / f"synthetic-v{VERSION}-seed{seed}{size}"
 
 
 def available_cores() -> int:

@@ -1,0 +1,192 @@
+"""`--dry-run`: which part of the images is tried, and what the whole run would take, judged by that part."""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+from torch import Tensor
+
+from reid_fast.config import Config
+from reid_fast.console import clock_time
+from reid_fast.data.cache import only_read
+from reid_fast.data.images import Held
+from reid_fast.data.sets import ImageSet, ReidSet, TrainingSet
+from reid_fast.data.synthetic import is_drawn
+from reid_fast.memories import VaryingBuffers
+from reid_fast.methods import Method
+from reid_fast.metrics_log import is_due
+from reid_fast.ranks import Ranks
+
+STEPS = 2
+_QUERIES = 32
+_SEARCHED = 4096
+_STAGES = "decode", "extract", "knn", "jaccard", "dbscan", "silhouette", "memory", "train", "evaluate"
+
+
+@contextmanager
+def nothing_left(config: Config, ranks: Ranks) -> Iterator[Config]:
+    """Inside, the settings write to a folder that is gone afterwards, and what lies in caches is only read."""
+    scratch = TemporaryDirectory(prefix="reid-fast-dry-run-") if ranks.first else None
+    try:
+        folder = Path(ranks.from_first(lambda: scratch.name if scratch else ""))
+        quiet = replace(
+            config,
+            logs_dir=folder / "run",
+            cache_dir=None,
+            iters=STEPS,
+            resume=False,
+            tensorboard=False,
+            wandb=None,
+            save_best=False,
+            patience=0,
+        )
+        if config.dataset == "synthetic" and not is_drawn(config.data_dir):
+            quiet = replace(quiet, data_dir=folder)
+        with only_read():
+            yield quiet
+    finally:
+        if scratch:
+            scratch.cleanup()
+
+
+def part_of(data: ReidSet, images: TrainingSet, config: Config) -> tuple[ReidSet, TrainingSet]:
+    """The images that are tried: two batches of each kind, and queries whose match is in the gallery.
+
+    They are the first ones by name, for names often go by person or by time, and neighbours in time form clusters.
+    """
+    count = 2 * config.batch_size
+    train, source = _first(images.target, count), images.source
+    if source is not None:
+        source = _first(source, max(count, 2 * _until(source.pids, config.batch_size // config.num_instances)))
+        source = ImageSet(source.paths, np.unique(source.pids, return_inverse=True)[1], source.cams)
+    query, gallery = data.query, data.gallery
+    if query is not None and gallery is not None:
+        query = query.select(_with_match(query, gallery)[:_QUERIES])
+        gallery = gallery.select(np.flatnonzero(np.isin(gallery.pids, query.pids))[: 8 * _QUERIES])
+    return replace(data, train=train, query=query, gallery=gallery), TrainingSet(train, source)
+
+
+def made_up_labels(count: int, config: Config) -> np.ndarray:
+    """[count] int64: labels that fill batches, for images of which too few form clusters."""
+    return np.arange(count) // config.num_instances
+
+
+def rows_to_search(images: TrainingSet, width: int, device: torch.device) -> Tensor:
+    """[n, D] unit rows as many as time a search well: the part that is tried is too small for that."""
+    return F.normalize(torch.randn(min(len(images.target), _SEARCHED), width, device=device))
+
+
+def held_whole(images: TrainingSet, config: Config, device: torch.device) -> Held:
+    """Where the images of the whole run would be held."""
+    count = len(images.images)
+    return Held.judge(count, config.size, config.cache, device, folder=config.cache_dir)
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What was tried, and how long it took.
+
+    Attributes:
+        config: of the whole run.
+        data, images: all of them.
+        part: of the training images, that were tried.
+        held: where all of them would be held.
+        seconds: of the stages of an epoch of two steps, and "evaluate".
+        decoding: seconds to decode an image.
+        scored: images that were evaluated.
+        searched: rows that "knn" was timed with; their number squared decides how long it takes.
+    """
+
+    config: Config
+    data: ReidSet
+    images: TrainingSet
+    part: TrainingSet
+    held: Held
+    seconds: Mapping[str, float]
+    decoding: float
+    scored: int
+    searched: int
+
+    @property
+    def larger(self) -> float:
+        """How many times the images that were tried the whole set is."""
+        return len(self.images.target) / len(self.part.target)
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch; where they follow from the images in clusters, as many as there could be."""
+        return self.config.iters or max(1, len(self.images.target) // self.config.batch_size)
+
+    def stages(self) -> dict[str, float]:
+        """Seconds that each stage takes in the whole run."""
+        config, test = self.config, [split for split in (self.data.query, self.data.gallery) if split is not None]
+        times = {"decode": self.decoding * (len(self.images.images) if self.held else 0)}
+        for stage, seconds in self.seconds.items():
+            if stage == "train":
+                times[stage] = config.epochs * self.steps * seconds / STEPS
+            elif stage == "knn":
+                times[stage] = config.epochs * seconds * (len(self.images.target) / self.searched) ** 2
+            elif stage != "evaluate":
+                times[stage] = config.epochs * seconds * self.larger
+        if self.scored:
+            due = sum(is_due(epoch, config.epochs, config.eval_step) for epoch in range(config.epochs + 1))
+            count = sum(map(len, test))
+            times["evaluate"] = due * self.seconds["evaluate"] * count / self.scored
+            times["decode"] += self.decoding * (count if self.held else 0)
+        return {stage: times[stage] for stage in _STAGES if stage in times}
+
+    def memory(self, method: Method, device: torch.device) -> float:
+        """GiB that the process, or on CUDA the device, would hold at most: what it held, and what grows."""
+        if device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(device) / 2**20
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        kept = [m.buffers(recurse=False) for m in method.modules() if isinstance(m, VaryingBuffers)]
+        grows = sum(buffer.nbytes for buffers in kept for buffer in buffers)
+        grows += 4 * method.model.width * len(self.part.target)  # features
+        tried = 3 * math.prod(self.config.size) * len(self.part.images) / 2**30
+        whole = 0.0 if self.held.tier == "host" else self.held.in_memory
+        return peak / 1024 + (self.larger - 1) * grows / 2**30 + max(0.0, whole - tried)
+
+
+def table(rehearsed: Rehearsed) -> Table:
+    """The stages, what was measured and what the whole run would take."""
+    times = rehearsed.stages()
+    shown = Table(title="estimates for the whole run")
+    for title in ("stage", "tried, s", "whole run"):
+        shown.add_column(title, justify="left" if title == "stage" else "right")
+    for stage, seconds in times.items():
+        tried = rehearsed.seconds.get(stage)
+        shown.add_row(stage, "" if tried is None else f"{tried:.2f}", clock_time(seconds))
+    shown.add_row("all", "", clock_time(sum(times.values())))
+    return shown
+
+
+def _first(images: ImageSet, count: int) -> ImageSet:
+    return images.select(np.arange(min(count, len(images))))
+
+
+def _until(pids: np.ndarray, identities: int) -> int:
+    """How many images have so many identities."""
+    firsts = np.sort(np.unique(pids, return_index=True)[1])
+    return int(firsts[identities - 1]) + 1 if identities <= len(firsts) else len(pids)
+
+
+def _with_match(query: ImageSet, gallery: ImageSet) -> np.ndarray:
+    """The queries that have a correct match from another camera."""
+    cameras: dict[int, set[int]] = defaultdict(set)
+    for pid, cam in zip(gallery.pids.tolist(), gallery.cams.tolist(), strict=True):
+        cameras[pid].add(cam)
+    known = zip(query.pids.tolist(), query.cams.tolist(), strict=True)
+    return np.flatnonzero([pid != -1 and bool(cameras.get(pid, set()) - {cam}) for pid, cam in known])
