@@ -23,6 +23,7 @@ figure img {
 .right img { border-color: var(--right); }
 .wrong img { border: 4px dashed var(--wrong); }
 figcaption { font-size: .75rem; line-height: 1.35; overflow-wrap: anywhere; }
+figcaption bdi { display: block; max-height: 5.4em; overflow: hidden; }
 figcaption b { display: flex; justify-content: space-between; font-size: .8rem; }
 .right b { color: var(--right); }
 .wrong b { color: var(--wrong); }
@@ -39,7 +40,7 @@ def ranked_page(lists: ShownLists, title: str, queries: int) -> str:
     """
     chosen = lists.chosen(queries)
     total = len(lists.query)
-    some = f"all {total:,}" if len(chosen) == total else f"{len(chosen):,} of {total:,}"
+    some = f"All {total:,}" if len(chosen) == total else f"{len(chosen):,} of {total:,}"
     said = [f"{some} queries, searched for in {len(lists.gallery):,} gallery images. {lists.rule}"]
     if lists.identities_known:
         right, known = lists.first_right()
@@ -56,7 +57,7 @@ def _list(lists: ShownLists, query: int) -> str:
     ((name, image),) = pictures(lists.query.paths, [query])
     asked = (
         f'<li class="query"><figure><img src="{thumbnail(image, _HEIGHT)}" alt="query {shown(name)}">'
-        f"<figcaption><b>query</b><bdi>{shown(name)}</bdi></figcaption></figure></li>"
+        f'<figcaption><b>query</b><bdi title="{shown(name)}">{shown(name)}</bdi></figcaption></figure></li>'
     )
     matches = lists.matches(query)
     found = pictures(lists.gallery.paths, [match.row for match in matches])
@@ -71,5 +72,5 @@ def _item(match: Match, name: str, image: Image.Image) -> str:
     return (
         f'<li class="{match.verdict}"><figure><img src="{thumbnail(image, _HEIGHT)}" alt="{alt}">'
         f"<figcaption><b><span>{match.rank} {_MARKS[match.verdict]}</span><span>{match.similarity:.3f}</span></b>"
-        f"<bdi>{shown(name)}</bdi></figcaption></figure></li>"
+        f'<bdi title="{shown(name)}">{shown(name)}</bdi></figcaption></figure></li>'
     )
