@@ -18,6 +18,7 @@ LEAVES = {
     "config",
     "console",
     "device",
+    "drawing",
     "errors",
     "metrics",
     "metrics_log",
