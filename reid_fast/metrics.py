@@ -202,14 +202,24 @@ def check_evaluable(
 
     Needs no features, so a run can ask before it trains.
     """
+    valid = int(have_matches(query_pids, query_cams, gallery_pids, gallery_cams).sum())
+    if not valid:
+        raise UserError(_NO_MATCH)
+    return valid
+
+
+def have_matches(
+    query_pids: npt.ArrayLike,
+    query_cams: npt.ArrayLike,
+    gallery_pids: npt.ArrayLike,
+    gallery_cams: npt.ArrayLike,
+) -> npt.NDArray[np.bool_]:
+    """[Q] whether each query has a correct match from another camera."""
     cameras: dict[int, set[int]] = defaultdict(set)
     for pid, cam in zip(np.asarray(gallery_pids).tolist(), np.asarray(gallery_cams).tolist(), strict=True):
         cameras[pid].add(cam)
     queries = zip(np.asarray(query_pids).tolist(), np.asarray(query_cams).tolist(), strict=True)
-    valid = sum(1 for pid, cam in queries if pid != -1 and cameras.get(pid, set()) - {cam})
-    if not valid:
-        raise UserError(_NO_MATCH)
-    return valid
+    return np.array([pid != -1 and bool(cameras.get(pid, set()) - {cam}) for pid, cam in queries], dtype=bool)
 
 
 def _score_block(similarity: Tensor, match: Tensor) -> Tensor:

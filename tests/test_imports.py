@@ -114,7 +114,7 @@ def test_methods_know_no_loader():
         assert not loaders & set(imports(module)), module
 
 
-@pytest.mark.parametrize("house", ["sets", "synthetic", "images"])
+@pytest.mark.parametrize("house", ["sets", "survey", "synthetic", "images"])
 def test_a_house_of_data_is_entered_by_its_door(house):
     door = f"reid_fast.data.{house}"
     for module in MODULES:
@@ -122,7 +122,7 @@ def test_a_house_of_data_is_entered_by_its_door(house):
             assert not {name for name in imports(module) if name.startswith(f"{door}.") and name in MODULES}, module
 
 
-@pytest.mark.parametrize("house", ["sets", "synthetic", "images"])
+@pytest.mark.parametrize("house", ["sets", "survey", "synthetic", "images"])
 def test_a_door_names_what_it_exports(house):
     door = import_module(f"reid_fast.data.{house}")
     tree = MODULES[f"reid_fast.data.{house}.__init__"]

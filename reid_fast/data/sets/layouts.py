@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from reid_fast.data.sets.files import entries, flat_images, is_image, nested_images
-from reid_fast.data.sets.records import ImageSet
+from reid_fast.data.sets.records import ImageSet, Unparsed
 from reid_fast.errors import UserError
 
 Splits = tuple[ImageSet, ImageSet, ImageSet]
@@ -51,6 +51,16 @@ class Naming:
             raise UserError(f"{path} has camera {camera}, which the set does not have: is --dataset right?")
         return path, identity, self.cameras[camera]
 
+    def rows(self, files: Iterable[tuple[Path, str | None]], unparsed: Unparsed | None) -> Iterator[Row]:
+        """`parse` of files and the identities that a list gives them."""
+        for path, pid in files:
+            try:
+                yield self.parse(path, pid)
+            except UserError as error:
+                if unparsed is None:
+                    raise
+                unparsed(path, str(error))
+
     def is_person(self, pid: int) -> bool:
         """Whether images of `pid` may be trained on or searched for."""
         return pid > 0 or (pid == 0 and not self.distractors)
@@ -73,8 +83,8 @@ class Layout(Protocol):
     def matches(self, root: Path) -> bool:
         """Whether `root` has this layout, judged by its content."""
 
-    def read(self, root: Path) -> Splits:
-        """Train, query and gallery of a `root` that matches."""
+    def read(self, root: Path, unparsed: Unparsed | None = None) -> Splits:
+        """Train, query and gallery of a `root` that matches; images that `unparsed` is told of are left out."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +104,9 @@ class FolderLayout:
         names = [name for folder in self.folders for name in _some_images(root / folder)]
         return not names or any(self.naming.pattern.match(name) for name in names)
 
-    def read(self, root: Path) -> Splits:
-        train, query, gallery = ([self.naming.parse(p) for p in flat_images(root / f)] for f in self.folders)
+    def read(self, root: Path, unparsed: Unparsed | None = None) -> Splits:
+        files = ([(path, None) for path in flat_images(root / folder)] for folder in self.folders)
+        train, query, gallery = (list(self.naming.rows(some, unparsed)) for some in files)
         return _splits(train, query, gallery, self.naming, root)
 
 
@@ -116,14 +127,15 @@ class ListLayout:
     def matches(self, root: Path) -> bool:
         return all((root / f).is_dir() for f in self.folders) and all((root / f).is_file() for f in _LISTS)
 
-    def read(self, root: Path) -> Splits:
+    def read(self, root: Path, unparsed: Unparsed | None = None) -> Splits:
         train_dir, test_dir = (root / folder for folder in self.folders)
         train_files, test_files = set(nested_images(train_dir)), set(nested_images(test_dir))
-        train, val = (list(self._rows(root / f, train_dir, train_files)) for f in _LISTS[:2])
-        query, gallery = (list(self._rows(root / f, test_dir, test_files)) for f in _LISTS[2:])
+        lists = [(root / f, train_dir, train_files) for f in _LISTS[:2]]
+        lists += [(root / f, test_dir, test_files) for f in _LISTS[2:]]
+        train, val, query, gallery = (list(self.naming.rows(self._listed(*one), unparsed)) for one in lists)
         return _splits(train + val, query, gallery, self.naming, root)
 
-    def _rows(self, list_file: Path, folder: Path, files: set[Path]) -> Iterator[Row]:
+    def _listed(self, list_file: Path, folder: Path, files: set[Path]) -> Iterator[tuple[Path, str]]:
         for number, line in enumerate(list_file.read_text(encoding="utf-8").splitlines(), start=1):
             if not line.strip():
                 continue
@@ -133,7 +145,7 @@ class ListLayout:
             path = folder / entry[1]
             if path not in files:
                 raise UserError(f"{list_file}:{number} names {path}, which is missing: extract the set again")
-            yield self.naming.parse(path, entry[2])
+            yield path, entry[2]
 
 
 def _some_images(folder: Path) -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 
 from reid_fast.data.sets.files import is_litter
 from reid_fast.data.sets.folder import load_folder
 from reid_fast.data.sets.known import ANY_MARKET, KNOWN, SetSpec
 from reid_fast.data.sets.layouts import Layout
-from reid_fast.data.sets.records import ReidSet
+from reid_fast.data.sets.records import ReidSet, Unparsed
 from reid_fast.data.sets.shards import is_shard, load_shards, shards_in
 from reid_fast.data.sets.table import load_table
 from reid_fast.errors import UserError
@@ -25,6 +26,7 @@ def load_set(
     *,
     pattern: str | None = None,
     progress: Callable[[int, None], None] | None = None,
+    unparsed: Unparsed | None = None,
 ) -> ReidSet:
     """Read a data set's records; images are not opened.
 
@@ -34,30 +36,46 @@ def load_set(
             also a table, see `load_table`, or tar files, see `load_shards`.
         pattern: camera (and identity) expression of a `folder` set, see `load_folder`.
         progress: called with (images of a `folder` set found so far, None).
+        unparsed: is told of images whose names do not parse. Of a public set they are then left out, of a `folder` set
+            their identities and cameras are unknown.
 
     Raises:
-        UserError: no such folder, another set's content, an empty split, a name that does not
-            parse, an identity or camera the set does not have, a listed image that is missing.
+        UserError: no such folder, another set's content, an empty split, a listed image that is missing. Unless
+            `unparsed` is told: a name that does not parse, an identity or camera the set does not have.
     """
     data_dir = Path(data_dir).expanduser()
     if name == "folder" and data_dir.is_file():
-        return _load_file(data_dir, pattern, progress)
+        return _load_file(data_dir, pattern, progress, unparsed)
     if not data_dir.is_dir():
         raise UserError(f"the folder {data_dir} does not exist: point --data-dir at the data")
     if name == "folder":
         if shards := shards_in(data_dir):
-            return load_shards(data_dir, shards, pattern, progress=progress)
-        return load_folder(data_dir, pattern, progress=progress)
+            return load_shards(data_dir, shards, pattern, progress=progress, unparsed=unparsed)
+        return load_folder(data_dir, pattern, progress=progress, unparsed=unparsed)
     if pattern is not None:
         raise UserError(f"--pattern is for --dataset folder; {name}'s own file names give its cameras")
     spec = KNOWN[name]
     root, layout = _locate(spec, data_dir)
-    return ReidSet(name, *layout.read(root), layout.title, root)
+    return ReidSet(name, *layout.read(root, unparsed), layout.title, root)
 
 
-def _load_file(file: Path, pattern: str | None, progress: Callable[[int, None], None] | None) -> ReidSet:
+def recognise(data_dir: Path) -> list[str]:
+    """The public sets whose layout a folder has, or one up to three below it; first those that are called so."""
+    found = []
+    for name, spec in KNOWN.items():
+        if (place := _found(spec, data_dir)) is not None:
+            found.append((place[0].name.lower() not in spec.folders, name))
+    return [name for _, name in sorted(found, key=itemgetter(0))]
+
+
+def _load_file(
+    file: Path,
+    pattern: str | None,
+    progress: Callable[[int, None], None] | None,
+    unparsed: Unparsed | None,
+) -> ReidSet:
     if is_shard(file.name):
-        return load_shards(file, [file], pattern, progress=progress)
+        return load_shards(file, [file], pattern, progress=progress, unparsed=unparsed)
     if file.suffix.lower() not in (".csv", ".parquet"):
         raise UserError(f"{file} is no folder and no .csv, .parquet or .tar file: choose one of them")
     if pattern is not None:
@@ -82,15 +100,18 @@ def market_style(name: str, root: Path) -> ReidSet:
 
 
 def _locate(spec: SetSpec, data_dir: Path) -> tuple[Path, Layout]:
-    for root in _candidates(spec, data_dir):
-        for layout in spec.layouts:
-            if layout.matches(root):
-                return root, layout
+    if (found := _found(spec, data_dir)) is not None:
+        return found
     sought = "; or ".join(layout.sought() for layout in spec.layouts)
     raise UserError(
         f"{data_dir} does not hold {spec.title}: looked, {_DEPTH} folders deep, for {sought}; "
         f"found {_content(data_dir)}; point --data-dir at the set's folder"
     )
+
+
+def _found(spec: SetSpec, data_dir: Path) -> tuple[Path, Layout] | None:
+    matches = ((root, layout) for root in _candidates(spec, data_dir) for layout in spec.layouts)
+    return next(((root, layout) for root, layout in matches if layout.matches(root)), None)
 
 
 def _candidates(spec: SetSpec, data_dir: Path) -> Iterator[Path]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from reid_fast.data.sets.numbering import Numbering
 from reid_fast.data.sets.paths import Paths
-from reid_fast.data.sets.records import ImageSet, Int64
+from reid_fast.data.sets.records import ImageSet, Int64, Unparsed
 from reid_fast.errors import UserError
 
 
@@ -51,16 +51,19 @@ def identified(pattern: str | None, *lists: Paths) -> list[ImageSet]:
     return [ImageSet(*columns) for columns in zip(lists, *columns, strict=True)]
 
 
-def captured(pattern: re.Pattern[str] | None, paths: Paths, root: Path | None = None) -> dict[str, Int64]:
+def captured(
+    pattern: re.Pattern[str] | None, paths: Paths, root: Path | None = None, unparsed: Unparsed | None = None
+) -> dict[str, Int64]:
     """[N] numbers of each of the groups `cam` and `pid`, in the sorted order of the texts that they find.
 
     Args:
         pattern: searched in the base name, or, if it contains a `/` itself, in what follows `root` in the path.
         paths: N images below `root`.
         root: a folder; None: a path is searched as a whole.
+        unparsed: is told of images that it does not match; their numbers are -1.
 
     Raises:
-        UserError: an image that it does not match.
+        UserError: an image that it does not match, unless `unparsed` is told.
     """
     if pattern is None:
         return {}
@@ -70,7 +73,11 @@ def captured(pattern: re.Pattern[str] | None, paths: Paths, root: Path | None = 
     for row, text in enumerate(searched):
         match = pattern.search(text)
         if match is None or None in match.group(*found, 0):
-            raise UserError(f"{paths[row]} does not match --pattern {pattern.pattern!r}: correct one or the other")
+            reason = f"{paths[row]} does not match --pattern {pattern.pattern!r}: correct one or the other"
+            if unparsed is None:
+                raise UserError(reason)
+            unparsed(paths[row], reason)
+            match = None
         for group, numbering in found.items():
-            numbering.add(match[group])
+            numbering.add(match and match[group])
     return {group: numbering.numbers() for group, numbering in found.items()}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,9 @@ import numpy.typing as npt
 from reid_fast.data.sets.paths import Paths
 
 Int64 = npt.NDArray[np.int64]
+
+# Is told each image whose name does not say what it must, and why, where that is no error.
+Unparsed: TypeAlias = Callable[[Path, str], None]
 
 
 @dataclass(frozen=True, eq=False, init=False)

@@ -20,7 +20,7 @@ from reid_fast.data.sets.manifest import FRESH
 from reid_fast.data.sets.numbering import Numbering
 from reid_fast.data.sets.paths import Paths
 from reid_fast.data.sets.pattern import captured, compiled
-from reid_fast.data.sets.records import ImageSet, ReidSet
+from reid_fast.data.sets.records import ImageSet, ReidSet, Unparsed
 from reid_fast.data.sets.tar import Entry, TarFile
 from reid_fast.errors import UserError
 
@@ -62,6 +62,7 @@ def load_shards(
     pattern: str | None = None,
     *,
     progress: Callable[[int, None], None] | None = None,
+    unparsed: Unparsed | None = None,
 ) -> ReidSet:
     """Every image in these tar files as a training split; there is no query or gallery. Nothing is unpacked.
 
@@ -75,6 +76,7 @@ def load_shards(
         pattern: as `load_folder` has it, in place of what stands beside the images; a path goes on behind the name of
             its shard.
         progress: called with (images found so far, None).
+        unparsed: see `captured`.
 
     Raises:
         UserError: no images, one that is there twice, a compressed or damaged shard, a pattern that does not fit.
@@ -104,7 +106,7 @@ def load_shards(
         raise UserError(f"the tar files in {tree} hold no images: choose others")
     index.save()
     root = tree if tree.is_dir() else tree.parent
-    known = {"pid": pids.numbers(), "cam": cams.numbers(), **captured(expression, paths, root)}
+    known = {"pid": pids.numbers(), "cam": cams.numbers(), **captured(expression, paths, root, unparsed)}
     return ReidSet("folder", ImageSet(paths, known["pid"], known["cam"]), None, None, "tar files of images", tree)
 
 

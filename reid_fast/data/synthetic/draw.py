@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -84,6 +85,11 @@ def is_drawn(root: Path | None = None) -> bool:
 def _place(root: Path, seed: int, train_ids: int, test_ids: int) -> Path:
     size = "" if (train_ids, test_ids) == (TRAIN_IDS, TEST_IDS) else f"-{train_ids}+{test_ids}"
     return root / f"synthetic-v{VERSION}-seed{seed}{size}"
+
+
+def is_synthetic(folder: Path) -> bool:
+    """Whether a folder is called as `synthetic_folder` calls what it draws."""
+    return re.fullmatch(r"synthetic-v\d+-seed\d+(-\d+\+\d+)?", folder.name) is not None
 
 
 def available_cores() -> int:
