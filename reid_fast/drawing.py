@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,20 +64,23 @@ class Figure(NamedTuple):
     marks: list[Mark]
 
 
-def svg(drawn: Figure, colours: Mapping[str, str] | None = None, *, background: str | None = "white") -> str:
+def svg(
+    drawn: Figure, colours: Mapping[str, str] | None = None, *, background: str | None = "white", label: str = ""
+) -> str:
     """The figure as a document of its own, or, without a background, to stand in a page and take its width.
 
     Args:
         drawn: the figure.
         colours: what to write in place of a colour, such as a CSS variable of the page.
         background: a colour; None: what lies below shows through.
+        label: what a page says of the figure to those who do not see it.
     """
     shown = dict(colours or {})
     width, height, marks = drawn
     size = f'width="{width}" height="{height}"'
     body = [f'<rect {size} fill="{background}"/>'] if background else []
     body += [_element(mark, shown.get(mark.colour, mark.colour)) for mark in marks]
-    view = size if background else f'viewBox="0 0 {width} {height}" role="img"'
+    view = size if background else f'viewBox="0 0 {width} {height}" role="img" aria-label={quoteattr(label)}'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {view} font-family="sans-serif">'
     return "\n".join([head, *body, "</svg>", ""])
 

@@ -93,6 +93,15 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise UserError(f"could not write {path} ({error}): {way_out}") from None
 
 
+def check_parent(path: Path) -> None:
+    """
+    Raises:
+        UserError: the folder that a file is to be written into is not there.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} to write {path.name} into: make it, or choose another file")
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file whole."""
     write_whole(path, lambda file: file.write(json.dumps(content, indent=2).encode() + b"\n"))

@@ -30,7 +30,8 @@ LEAVES = {
 }
 BELOW = {  # what each room may import, beside itself and the leaves
     "__main__": {"commands"},
-    "commands": {"train", "evaluate", "export", "command_line", "retrieval", "data", "pages"},
+    "commands": {"report", "train", "evaluate", "export", "command_line", "retrieval", "data", "pages"},
+    "report": {"train", "evaluate", "command_line", "methods", "labels", "models", "data", "pages"},
     "retrieval": {"evaluate", "labels", "models", "data", "clustering", "pages"},
     "export": {"evaluate", "command_line", "models"},
     "train": {"rehearsal", "captured", "gradients", "evaluate", "command_line", "methods", "labels", "models", "data"},
