@@ -30,7 +30,8 @@ LEAVES = {
 }
 BELOW = {  # what each room may import, beside itself and the leaves
     "__main__": {"commands"},
-    "commands": {"report", "train", "evaluate", "export", "command_line", "retrieval", "data", "pages"},
+    "commands": {"doctor", "report", "train", "evaluate", "export", "command_line", "retrieval", "data", "pages"},
+    "doctor": {"models", "data", "clustering", "ops"},
     "report": {"train", "evaluate", "command_line", "methods", "labels", "models", "data", "pages"},
     "retrieval": {"evaluate", "labels", "models", "data", "clustering", "pages"},
     "export": {"evaluate", "command_line", "models"},

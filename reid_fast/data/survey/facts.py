@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -28,6 +27,7 @@ from reid_fast.data.sets import (
     recognise,
 )
 from reid_fast.data.synthetic import is_synthetic
+from reid_fast.device import pick_threads
 from reid_fast.errors import UserError
 from reid_fast.metrics import check_evaluable, have_matches
 
@@ -176,7 +176,7 @@ def _unreadable(paths: Paths, console: Console) -> tuple[Fault, ...]:
     whole = np.setdiff1d(np.arange(len(paths)), list(reasons))
     some = paths.select(whole)
     with console.progress("decoding") as report:
-        fails = some.isin(Paths.of(undecodable(some, len(os.sched_getaffinity(0)), report)))
+        fails = some.isin(Paths.of(undecodable(some, pick_threads(0), report)))
     reasons |= dict.fromkeys(whole[fails].tolist(), "cannot be decoded")
     return tuple(Fault(paths[row], reasons[row]) for row in sorted(reasons))
 
