@@ -22,11 +22,15 @@ _REQUIRED = {  # module: distribution
     "tyro": "tyro",
     "rich": "rich",
 }
-_OPTIONAL = {  # module: distribution, what it is for
-    "infomap": ("infomap", "--cluster infomap"),
-    "pyarrow": ("pyarrow", "tables of images as .parquet"),
-    "yaml": ("pyyaml", "--config FILE.yaml"),
-    "tensorboard": ("tensorboard", "--tensorboard"),
+_OPTIONAL = {  # module: distribution, the extra that has it, what it is for
+    "infomap": ("infomap", "infomap", "--cluster infomap"),
+    "pyarrow": ("pyarrow", "parquet", "tables of images as .parquet"),
+    "yaml": ("pyyaml", "yaml", "--config FILE.yaml"),
+    "tensorboard": ("tensorboard", "tensorboard", "--tensorboard"),
+    "wandb": ("wandb", "wandb", "--wandb"),
+    "onnx": ("onnx", "onnx", "export --to onnx"),
+    "onnxscript": ("onnxscript", "onnx", "export --to onnx"),
+    "onnxruntime": ("onnxruntime", "onnx", "export --to onnx"),
 }
 
 
@@ -46,8 +50,8 @@ def parts() -> list[Finding]:
     found.append(probed("triton", _triton, "pip install 'triton>=3.2'", promised=linux))
     found.append(probed("faiss", _faiss, "optional, for indices on disk: pip install faiss-cpu"))
     found.append(probed("CuPy", _cupy, "optional, for graphs on the GPU: pip install 'reid-fast[gpu]'"))
-    for module, (package, use) in _OPTIONAL.items():
-        way_out = f"optional, for {use}: pip install {package}"
+    for module, (package, extra, use) in _OPTIONAL.items():
+        way_out = f"optional, for {use}: pip install 'reid-fast[{extra}]'"
         found.append(probed(package, lambda m=module, p=package: _imported(m, [p]), way_out))  # type: ignore[misc]
     return found
 
