@@ -29,11 +29,11 @@ def _clusters(seen: Seen) -> Iterator[str]:
     assert not isinstance(found, str)
     kinds = ("pure", found.pure, found.pure_count), ("mixed", found.mixed, found.mixed_count)
     if found.unknown:
-        yield f"<p>The largest clusters of epoch {seen.epoch}. The identities of these images are not known.</p>"
+        yield f"<p>The largest clusters found behind epoch {seen.epoch - 1}. The identities of these images are not known.</p>"
         yield from map(_cluster, found.unknown)
         return
     yield (
-        f"<p>The pseudo labels of epoch {seen.epoch}: {found.pure_count:,} clusters of one person and "
+        f"<p>The clusters found behind epoch {seen.epoch - 1}: {found.pure_count:,} of one person and "
         f"{found.mixed_count:,} of several, by the identities of the training images, which training does not see. "
         "In each, A is the person with the most images; frames of others are dashed. Cameras count from 1.</p>"
     )
