@@ -223,6 +223,8 @@ class InferenceSettings:
     """of the images that a file of weights was trained with, in pixels; 0: 256, and of a run its own"""
     width: CountOrZero = 0
     """the same; 0: 128, and of a run its own"""
+    image_norm: Literal["imagenet", "half"] | None = None
+    """with which mean and deviation a file of weights was trained, by default imagenet's; a run knows its own"""
     skip_bad_images: bool = False
     """leave out unreadable images and count them, instead of stopping"""
     batch_size: Annotated[Count, Short("-b")] = 256

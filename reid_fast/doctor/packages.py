@@ -97,7 +97,7 @@ def _dali() -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "drawn.jpg"
         Image.fromarray(coarse).resize((48, 96), Image.Resampling.BICUBIC).save(path, quality=92)
-        (images,) = ImageStream([path], (96, 48), threads=1, normalised=False).plain(np.arange(1), 1)
+        (images,) = ImageStream([path], (96, 48), threads=1, norm=None).plain(np.arange(1), 1)
         wanted = np.asarray(Image.open(path), dtype=np.float32)
     apart = np.abs(images[0].permute(1, 2, 0).numpy().astype(np.float32) - wanted).mean()
     if not apart < 4:

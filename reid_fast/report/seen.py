@@ -16,7 +16,7 @@ from reid_fast.clock import Clock
 from reid_fast.command_line import parse
 from reid_fast.config import Config
 from reid_fast.console import Console
-from reid_fast.data.images import ImageStream
+from reid_fast.data.images import NORMALISATIONS, ImageStream
 from reid_fast.data.sets import ReidSet, TrainingSet
 from reid_fast.device import amp_dtype, pick_device
 from reid_fast.errors import UserError
@@ -75,7 +75,7 @@ def look(run: RunRecord, *, data_dir: Path | None, device: str, threads: int, co
     amp = amp_dtype(place, config.amp, config.width)
 
     def features_of(encoder: Encoder, paths: Any) -> Tensor:
-        files = ImageStream(paths, config.size, device=place, threads=threads)
+        files = ImageStream(paths, config.size, device=place, threads=threads, norm=NORMALISATIONS[config.image_norm])
         with console.progress("extracting") as report:
             return extract(encoder, files, amp=amp, progress=report)
 

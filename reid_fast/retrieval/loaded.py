@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from reid_fast import evaluate
 from reid_fast.config import Config, InferenceSettings
 from reid_fast.console import Console
-from reid_fast.data.images import ImageStream
+from reid_fast.data.images import NORMALISATIONS, ImageStream, Normalisation
 from reid_fast.data.open import open_images
 from reid_fast.data.sets import Paths, is_image
 from reid_fast.device import amp_dtype, pick_device
@@ -143,7 +143,8 @@ class LoadedEncoder:
     def encode_files(self, paths: Sequence[Path], console: Console) -> Tensor:
         """[N, D] features of N files that have been checked, see `reid_fast.labels.extract`."""
         batch = min(self.batch_size, max(1, len(paths)))
-        stream = ImageStream(paths, self.size, batch_size=batch, device=self.device, threads=self.workers)
+        norm = Normalisation.of(self.description)
+        stream = ImageStream(paths, self.size, batch_size=batch, device=self.device, threads=self.workers, norm=norm)
         with console.progress("extracting") as report:
             return extract(self._network, stream, batch_size=batch, amp=self._amp, fold=False, progress=report)
 
@@ -195,6 +196,7 @@ def load_encoder(
     device: str = "auto",
     *,
     size: tuple[int, int] | None = None,
+    image_norm: Literal["imagenet", "half"] | None = None,
     batch_size: int = 256,
     workers: int = 2,
     amp: bool = False,
@@ -206,6 +208,7 @@ def load_encoder(
             architecture is told by its tensors. Where such a file has no neck, features are what is pooled.
         device: auto (CUDA where there is one), cpu, cuda or cuda:N.
         size: (H, W) of the images that a file of weights was trained with, 256×128 by default; a run knows its own.
+        image_norm: likewise their normalisation, a key of `NORMALISATIONS`, by default "imagenet".
         batch_size: images at once.
         workers: CPU threads that decode files.
         amp: compute in mixed precision.
@@ -216,9 +219,11 @@ def load_encoder(
     path = Path(path).expanduser()
     folder = path.parent if path.name == "model.safetensors" and path.with_name("model.json").is_file() else path
     if folder.is_file():
-        encoder, description = _of_weights(folder, size or PLAIN.size)
-    elif size is not None:
-        raise UserError(f"{folder} knows the size of its images: sizes are for files of weights")
+        encoder, description = _of_weights(folder, size or PLAIN.size, image_norm or "imagenet")
+    elif size is not None or image_norm is not None:
+        raise UserError(
+            f"{folder} knows the size and the normalisation of its images: give them with files of weights only"
+        )
     else:
         encoder, description = evaluate.load_encoder(folder)
     if missing := {"mean", "std"} - description.keys():
@@ -233,11 +238,19 @@ def configured_encoder(path: Path, config: InferenceSettings) -> LoadedEncoder:
     if config.height or config.width:
         size = config.height or PLAIN.size[0], config.width or PLAIN.size[1]
     return load_encoder(
-        path, config.device, size=size, batch_size=config.batch_size, workers=config.workers, amp=config.amp
+        path,
+        config.device,
+        size=size,
+        image_norm=config.image_norm,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        amp=config.amp,
     )
 
 
-def _of_weights(file: Path, size: tuple[int, int]) -> tuple[Encoder, dict[str, Any]]:
+def _of_weights(
+    file: Path, size: tuple[int, int], image_norm: Literal["imagenet", "half"]
+) -> tuple[Encoder, dict[str, Any]]:
     """The encoder that a file of weights fills, in eval mode, and its description."""
     tensors = read_checkpoint(file).tensors
     arch = architecture_of(tensors)
@@ -245,8 +258,11 @@ def _of_weights(file: Path, size: tuple[int, int]) -> tuple[Encoder, dict[str, A
         raise UserError(
             f"{file} has the tensors of no known encoder: choose another file, or one of {', '.join(ARCHS)}"
         )
+    if image_norm not in NORMALISATIONS:
+        raise UserError(f"the normalisation {image_norm} is not known: choose from {', '.join(NORMALISATIONS)}")
     height, width = size
-    config = Config(arch=arch, pooling_type="gem" if "pool.p" in tensors else "avg", height=height, width=width)
+    pooling: Literal["avg", "gem"] = "gem" if "pool.p" in tensors else "avg"
+    config = Config(arch=arch, pooling_type=pooling, height=height, width=width, image_norm=image_norm)
     encoder = Encoder(arch, config.pooling_type, options=Options(size))
     load_weights(encoder, arch, str(file))
     return encoder.eval(), evaluate.describe(config)

@@ -210,11 +210,17 @@ def test_weights_alone_tell_their_architecture(pooling: str, photos: list[Path],
         pooled = F.normalize(module.backbone(images).mean((2, 3)))
     torch.testing.assert_close(backbone(images), pooled, atol=1e-5, rtol=1e-4)
     assert reid_fast.load_encoder(tmp_path / "b.pth", device="cpu").size == (256, 128)
+    half = reid_fast.load_encoder(tmp_path / "b.pth", device="cpu", size=SIZE, image_norm="half")
+    pixels = torch.randint(0, 256, (2, *SIZE, 3), dtype=torch.uint8)
+    normalised = (pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+    torch.testing.assert_close(half(pixels), half(normalised), atol=1e-5, rtol=1e-4)
 
 
 def test_weights_of_no_known_encoder_are_refused(trained: Path, tmp_path: Path) -> None:
     save_file({"backbone.conv1.weight": torch.zeros(2, 3, 5, 5)}, tmp_path / "odd.safetensors")
     with pytest.raises(UserError, match=r"odd\.safetensors has the tensors of no known encoder"):
         reid_fast.load_encoder(tmp_path / "odd.safetensors")
-    with pytest.raises(UserError, match="knows the size of its images"):
+    with pytest.raises(UserError, match="knows the size and the normalisation of its images"):
         reid_fast.load_encoder(trained, size=SIZE)
+    with pytest.raises(UserError, match=r"imagenet, half"):
+        reid_fast.load_encoder(tmp_path / "odd.safetensors", image_norm="zero")
