@@ -29,10 +29,8 @@ def _clusters(seen: Seen) -> Iterator[str]:
     assert not isinstance(found, str)
     kinds = ("pure", found.pure, found.pure_count), ("mixed", found.mixed, found.mixed_count)
     if found.unknown:
-        yield (
-            f"<p>The largest clusters found behind epoch {seen.epoch - 1}. The identities of these images are not "
-            "known.</p>"
-        )
+        behind = f"behind epoch {seen.epoch - 1}"
+        yield f"<p>The largest clusters found {behind}. The identities of these images are not known.</p>"
         yield from map(_cluster, found.unknown)
         return
     yield (
