@@ -252,14 +252,14 @@ def _of_weights(
     file: Path, size: tuple[int, int], image_norm: Literal["imagenet", "half"]
 ) -> tuple[Encoder, dict[str, Any]]:
     """The encoder that a file of weights fills, in eval mode, and its description."""
+    if image_norm not in NORMALISATIONS:
+        raise UserError(f"the normalisation {image_norm} is not known: choose from {', '.join(NORMALISATIONS)}")
     tensors = read_checkpoint(file).tensors
     arch = architecture_of(tensors)
     if arch is None:
         raise UserError(
             f"{file} has the tensors of no known encoder: choose another file, or one of {', '.join(ARCHS)}"
         )
-    if image_norm not in NORMALISATIONS:
-        raise UserError(f"the normalisation {image_norm} is not known: choose from {', '.join(NORMALISATIONS)}")
     height, width = size
     pooling: Literal["avg", "gem"] = "gem" if "pool.p" in tensors else "avg"
     config = Config(arch=arch, pooling_type=pooling, height=height, width=width, image_norm=image_norm)
