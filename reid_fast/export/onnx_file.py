@@ -79,7 +79,8 @@ def write_onnx(path: Path, encoder: Encoder, description: Mapping[str, Any], giv
         The largest difference between an element of the file's features and of the encoder's.
 
     Raises:
-        UserError: a package is missing, or onnxruntime makes other features of the file: then it is not written.
+        UserError: a package is missing; or the file would hold for one number of images, or onnxruntime makes other
+            features of it: then it is not written.
     """
     onnxruntime = _require_packages()
     size = description["height"], description["width"]
@@ -97,6 +98,11 @@ def write_onnx(path: Path, encoder: Encoder, description: Mapping[str, Any], giv
         )
     assert program is not None
     model = program.model_proto
+    if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise UserError(
+            f"{description['arch']} was exported for {len(example)} images at a time alone, so {path} was not written: "
+            "its forward must not make a Python number of the batch, as len(x) and chunk do"
+        )
     for key, value in metadata(description, given).items():
         model.metadata_props.add(key=key, value=value)
     content = model.SerializeToString()

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -42,9 +43,19 @@ class Pooling(Backbone):
         return self.fc(self.bn1(self.conv1(x), relu=True).mean((2, 3)))
 
 
+class Counting(Pooling):
+    """What knows its batch as a number of Python's."""
+
+    def forward(self, x):
+        return super().forward(x) + torch.zeros(1, 12).expand(len(x), -1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PoolingArch(Arch):
+    backbone: type[Pooling] = Pooling
+
     def build(self, options):
-        return Pooling()
+        return self.backbone()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,6 +63,7 @@ def archs():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHS, "tiny_ibn", ResNetArch(BasicBlock, (1, 1, 1, 1), width=8, ibn=True))
         patch.setitem(ARCHS, "osnet_x0_1", PoolingArch())
+        patch.setitem(ARCHS, "counting", PoolingArch(backbone=Counting))
         yield
 
 
@@ -113,6 +125,19 @@ def test_an_onnx_file_makes_the_features_of_the_encoder_of_any_number_of_images(
     assert not list(folder.glob(".*.part"))
 
 
+@pytest.mark.parametrize(
+    ("arch", "height", "width"), [("osnet_x0_25", 64, 32), ("osnet_ain_x1_0", 64, 32), ("vit_small_ics", 32, 16)]
+)
+def test_onnx_of_the_other_families(exported, arch, height, width):
+    folder, encoder, description = exported(arch, height, width)
+    reid_fast(["export", str(folder), "--to", "onnx"])
+    for count in (1, 5):
+        images = normalised(pixels(count, height, width), description["mean"], description["std"])
+        with torch.no_grad():
+            expected = encoder(torch.from_numpy(images))
+        np.testing.assert_allclose(run(folder / "model.onnx", images), expected.numpy(), atol=1e-4)
+
+
 def test_boxmot_gets_what_it_feeds_whatever_the_encoder_was_trained_on(exported, capsys):
     folder, encoder, _ = exported("osnet_x0_1", 256, 128, HALVES)
     reid_fast(["export", str(folder), "--to", "boxmot"])
@@ -131,6 +156,12 @@ def test_a_file_that_makes_other_features_is_not_put_in_place(exported, capsys, 
     monkeypatch.setattr(onnx_file, "_difference", lambda *_: difference)
     assert "makes other features of the exported file" in refused(capsys, reid_fast, "export", folder)
     assert (folder / "model.onnx").read_bytes() == b"the one before"
+
+
+def test_a_file_for_one_number_of_images_is_not_put_in_place(exported, capsys):
+    folder, *_ = exported("counting")
+    assert "counting was exported for 2 images at a time alone" in refused(capsys, reid_fast, "export", folder)
+    assert not (folder / "model.onnx").exists()
 
 
 def test_the_check_sees_a_wrong_weight(exported):

@@ -115,7 +115,7 @@ class Gate(nn.Module):
     def forward(self, streams: Sequence[Tensor]) -> Tensor:
         """[B, C, h, w] each -> [B, C, h, w], their sum. All pass through the gate's layers at once, which are tiny."""
         means = torch.cat([stream.mean((2, 3), keepdim=True) for stream in streams])
-        weights = self.fc2(self.fc1(means).relu()).sigmoid().chunk(len(streams))
+        weights = self.fc2(self.fc1(means).relu()).sigmoid().unflatten(0, (len(streams), -1)).unbind()
         total = streams[0] * weights[0]
         for stream, weight in zip(streams[1:], weights[1:], strict=True):
             total = torch.addcmul(total, stream, weight)

@@ -160,7 +160,7 @@ class ViT(Backbone):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         scales = self.drop_path()
         for i, block in enumerate(self.blocks):
             # Behind the last block nothing looks at another token than the first.
