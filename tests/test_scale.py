@@ -137,7 +137,7 @@ def attention(images):
         (plan, 200),
         (prototypes, 1000),
         (instances, 4 * 4 * D),
-        (proxies, 6 * 4 * D),
+        (proxies, 8 * 4 * D),
         (proxies_of_many_cameras, 4 * 4 * D),
         (attention, 2 * 4 * 8 * D * 3),  # queries and keys of eight heads, and what makes them
     ],

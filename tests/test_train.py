@@ -64,6 +64,7 @@ def test_a_run_leaves_what_the_run_folder_promises(people: Path, tmp_path: Path,
     shown = capsys.readouterr().out
     assert "untrained" in shown
     assert "best on the test set" in shown
+    assert "weights: random" in shown
 
     evaluate([str(folder), "-d", "market1501", "--data-dir", str(people), "--amp", "--device", "cpu", "--rerank"])
     scores = json.loads((folder / "evaluate-market1501.json").read_text())
@@ -75,7 +76,6 @@ def test_a_run_leaves_what_the_run_folder_promises(people: Path, tmp_path: Path,
     assert "re-ranking: neighbours of" in shown
     assert "market1501, re-ranked" in shown
 
-    assert "weights: random" in shown
     after = ["--logs-dir", str(tmp_path / "after"), "--weights", str(folder), "--epochs", "1"]
     train([*RUN, "--data-dir", str(people), *after])
     assert "weights: encoder of reid-fast" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from published import TORCHVISION, below, bn, by_formula, in_sequence, linear, resnet_shapes
+from published_layouts import TORCHVISION, below, bn, by_formula, in_sequence, linear, resnet_shapes
 
 from reid_fast.errors import UserError
 from reid_fast.models.archs import ARCHS, Options

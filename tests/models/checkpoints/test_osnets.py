@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from published import average, by_formula, images, normed
+from published_layouts import average, by_formula, images, normed
 
 from reid_fast.models.checkpoints import architecture_of, read_checkpoint
 from reid_fast.models.encoder import Encoder

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from published import (
+from published_layouts import (
     TORCHVISION,
     average,
     below,

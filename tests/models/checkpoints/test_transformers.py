@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from published import bn, by_formula, images, instance_norm, linear, normed
+from published_layouts import bn, by_formula, images, instance_norm, linear, normed
 
 from reid_fast.errors import UserError
 from reid_fast.models.archs import ARCHS, Options
