@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 from collections.abc import Mapping
@@ -19,9 +20,11 @@ from reid_fast.errors import UserError
 _WRAPPINGS = ("model", "state_dict", "teacher")
 # What wrappers put before every name: (Distributed)DataParallel, torch.compile.
 _PREFIXES = ("module.", "_orig_mod.")
-# SpCL and its successors keep their best mAP as a NumPy number beside the tensors. None of these runs code of a file.
+# SpCL and its successors keep their best mAP as a NumPy number beside the tensors, DINO its command line's settings.
+# None of these runs code of a file.
 _SCALAR = np.float64(0).__reduce__()[0]  # NumPy's own maker of numbers
-_NUMBERS: list[Any] = [
+_LET_IN: list[Any] = [
+    argparse.Namespace,
     (_SCALAR, "numpy.core.multiarray.scalar"),  # as NumPy 1 calls it
     (_SCALAR, "numpy._core.multiarray.scalar"),
     np.dtype,
@@ -61,7 +64,7 @@ def _content(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(_NUMBERS):
+        with torch.serialization.safe_globals(_LET_IN):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         match = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(error))

@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import types
 import zipfile
 from pathlib import Path
 
@@ -60,9 +61,17 @@ def test_a_prefix_that_only_some_names_have_stays(tmp_path):
     assert read_tensors(tmp_path / "file.pth").keys() == {"module.a", "b"}
 
 
-def test_settings_beside_the_tensors_are_named_with_the_way_out(tmp_path):
-    torch.save({"state_dict": TENSORS, "args": argparse.Namespace(lr=1)}, tmp_path / "file.pth")
-    with pytest.raises(UserError, match=r"argparse\.Namespace .*weights_only=False\)\['state_dict'\]") as caught:
+def test_the_settings_of_a_command_line_may_lie_beside_the_tensors(tmp_path):
+    nested = argparse.Namespace(lr=1e-3, data=argparse.Namespace(crops=[8, 2]))
+    torch.save(
+        {"teacher": {f"module.backbone.{name}": t for name, t in TENSORS.items()}, "args": nested}, tmp_path / "f"
+    )
+    assert {name.removeprefix("backbone.") for name in read_tensors(tmp_path / "f")} == TENSORS.keys()
+
+
+def test_objects_beside_the_tensors_are_named_with_the_way_out(tmp_path):
+    torch.save({"state_dict": TENSORS, "args": types.SimpleNamespace(lr=1)}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"types\.SimpleNamespace .*weights_only=False\)\['state_dict'\]") as caught:
         read_tensors(tmp_path / "file.pth")
     assert "\n" not in str(caught.value)
 
