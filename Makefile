@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CARRIED := pytest pytest-xdist hypothesis tyro rich safetensors pybind11 setuptools nvidia-dali-cuda120 faiss-cpu
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test check bench gpu wheels clean
+.PHONY: demo test check bench docs gpu wheels clean
 
 # Cores are used by processes: docs/many-processes.md. The demo's batch has BatchNorm groups for four.
 RANKS = $(shell $(BIN)/python -c 'import os, torch; print(min(4, torch.cuda.device_count() or len(os.sched_getaffinity(0))))')
@@ -25,6 +25,10 @@ check: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python bench/run.py --smoke
+
+# The manual as a site, in build/site; it works offline.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 # What only a CUDA device can show, in stages: STAGES="parity ops" runs two of them.
 gpu: $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""The README's example of a method with a setting of its own: one file, which is listed, documented and trained."""
+"""The manual's example of a method with a setting of its own: one file, which is listed, documented and trained."""
 
 import json
 import re
@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def example():
-    """The file of the README's "Add a method"."""
+    """The file that docs/adding-a-method.md shows."""
     (text,) = re.findall(
-        r"```python\n(# reid_fast/methods/mine.py\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+        r"```python\n(# reid_fast/methods/mine.py\n.*?)```", (ROOT / "docs/adding-a-method.md").read_text(), re.DOTALL
     )
     return text
 
