@@ -30,6 +30,7 @@ class Console:
     def say(self, text: object = "") -> None:
         """Print a line or a table; without a terminal, lines are left unwrapped."""
         if isinstance(text, str):
+            text = text.encode(errors="backslashreplace").decode()  # a file name may be no UTF-8
             self._terminal.print(text, highlight=False, markup=False, soft_wrap=not self._terminal.is_terminal)
         else:
             self._terminal.print(text)

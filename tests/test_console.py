@@ -1,5 +1,7 @@
 """What is said without a terminal while something takes long."""
 
+import os
+
 import pytest
 
 from reid_fast.console import Console
@@ -24,3 +26,8 @@ def test_a_line_tells_how_much_there_was_where_nobody_knows_the_end(clock, capsy
         for done in (1024, 2048):
             report(done, None)
     assert capsys.readouterr().out == "  listing 2,048, 26 files/s\n"
+
+
+def test_a_file_name_that_is_no_utf8_is_said(capsys):
+    Console().say("left out " + os.fsdecode(b"caf\xe9 [bold].jpg"))
+    assert capsys.readouterr().out == "left out caf\\udce9 [bold].jpg\n"
