@@ -1,12 +1,18 @@
 """The table of architectures in the documentation, and the architectures themselves."""
 
 import re
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import torch
 
-from reid_fast.models.archs import ARCHS, PLAIN
+from reid_fast.models import archs
+from reid_fast.models.archs import PLAIN
 
+# The families' own: other tests add to the table of all.
+FAMILIES = [import_module(f"{archs.__name__}.{module.name}") for module in iter_modules(archs.__path__)]
+ARCHS = {name: arch for family in FAMILIES for name, arch in getattr(family, "ARCHS", {}).items()}
 PAGE = Path(__file__).parents[3] / "docs/encoders.md"
 
 
