@@ -465,6 +465,11 @@ def train_epoch(run: Run) -> None:
     step = new_step(run)
     method.train()
     plan = method.plan_epoch(labels, at.epoch)
+    if (clusters := len(np.unique(labels[labels >= 0]))) * config.num_instances < config.batch_size:
+        run.console.say(
+            f"epoch {at.epoch + 1}: {clusters} clusters with {config.num_instances} images each do not fill a batch of "
+            f"{config.batch_size}, which therefore has more of each"
+        )
     batches = run.loader.batches(
         plan, labels, epoch=at.epoch, first_step=at.step, steps_before=at.steps_before, split=run.split
     )

@@ -83,11 +83,6 @@ def test_an_epoch_without_clusters(capsys, people: Path, tmp_path: Path) -> None
     assert "epoch 1 found no cluster" in refused(capsys, train, *flags)
 
 
-def test_an_epoch_with_too_few_clusters(capsys, people: Path, tmp_path: Path) -> None:
-    flags = [*RUN, "--data-dir", people, "--logs-dir", tmp_path / "run", "-b", "512"]
-    assert "do not fill a batch of 512" in refused(capsys, train, *flags)
-
-
 def test_broken_weights_give_features_that_are_refused(capsys, people: Path, tmp_path: Path) -> None:
     from reid_fast.models.encoder import Encoder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -215,3 +216,11 @@ def test_training_as_a_call_is_training_by_command(people: Path, tmp_path: Path,
     for wrong, sentence in {"epoch": "no setting: did you mean --epochs?", "epochs": "of the wrong type"}.items():
         with pytest.raises(UserError, match=re.escape(sentence)):
             call(**{wrong: "many"})
+
+
+def test_an_epoch_whose_clusters_do_not_fill_a_batch_goes_on(people, tmp_path, capsys):
+    flags = [*RUN, "--data-dir", str(people), "--epochs", "1", "-b", "256", "--bn-group", "64"]
+    train([*flags, "--logs-dir", str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    assert said.count("each do not fill a batch of 256, which therefore has more of each") == 1
+    assert math.isfinite(rows_of(tmp_path / "run")[1]["loss"])

@@ -61,7 +61,9 @@ def epoch_plan(
     """Draw the batches of one epoch.
 
     A pass visits every identity once, in random order; passes follow one another, and the incomplete batch at the end
-    of each is dropped. The draw depends on the arguments alone, so a resumed run draws the same batches.
+    of each is dropped, unless a pass fills no batch at all: then as many passes as do are taken together, and a batch
+    has images of an identity more than once. The draw depends on the arguments alone, so a resumed run draws the same
+    batches.
 
     Args:
         labels: [N] int pseudo labels; -1 takes no part.
@@ -77,16 +79,18 @@ def epoch_plan(
         [iters, B] int64 image indices.
 
     Raises:
-        UserError: one pass does not fill a batch.
+        UserError: no image has a label.
     """
     rng = np.random.default_rng([_STREAM, seed, epoch])
     members = _members_by_label(labels)
     iters = iters or max(1, int((labels >= 0).sum()) // batch_size)
+    if not members:
+        raise UserError("no image is in a cluster: let clusters form with another --eps")
     plan = np.empty((iters, batch_size), dtype=np.int64)
-    filled = 0
+    filled, kept = 0, np.empty(0, dtype=np.int64)  # of passes that filled no batch
     while filled < iters:
-        missing = (iters - filled) * batch_size
-        groups = [np.empty(0, dtype=np.int64)]
+        missing = (iters - filled) * batch_size - len(kept)
+        groups = [kept]
         for label in rng.permutation(len(members)):
             groups.append(rule(members[label], cams[members[label]] if use_cams else None, num_instances, rng))
             missing -= len(groups[-1])
@@ -94,11 +98,7 @@ def epoch_plan(
                 break
         order = np.concatenate(groups)
         batches = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)[: iters - filled]
-        if len(batches) == 0:
-            raise UserError(
-                f"{len(members)} clusters give {len(order)} images, which do not fill a batch of {batch_size}: "
-                "lower --batch-size or --num-instances, or let more clusters form with another --eps"
-            )
+        kept = order if len(batches) == 0 else order[:0]
         plan[filled : filled + len(batches)] = batches
         filled += len(batches)
     return plan

@@ -21,7 +21,7 @@ def groups_of(plan, labels, num_instances):
     order, size = plan.ravel(), plan.shape[1]
     sizes = Counter(label for label in labels.tolist() if label >= 0)
     length = {label: num_instances if count > 1 else 1 for label, count in sizes.items()}
-    kept = sum(length.values()) // size * size  # the incomplete batch at the end of a pass is dropped
+    kept = sum(length.values()) // size * size or size  # the incomplete batch at the end of a pass is dropped
     passes = []
     for start in range(0, len(order), kept):
         rest, groups = order[start : start + kept], []
@@ -66,13 +66,22 @@ def test_every_group_follows_the_rules(data):
     arguments |= {name: data.draw(st.integers(0, 9)) for name in ("seed", "epoch")}
     counts = np.bincount(labels[labels >= 0])
     in_a_pass = np.where(counts > 1, num_instances, 1).sum()
-    if in_a_pass < batch_size:
-        with pytest.raises(UserError):
+    if in_a_pass == 0:
+        with pytest.raises(UserError, match="no image is in a cluster"):
             epoch_plan(labels, cams, **arguments)
         return
     plan = epoch_plan(labels, cams, **arguments)
     assert plan.shape == (iters, batch_size)
     assert plan.dtype == np.int64
+    if in_a_pass < batch_size:  # passes follow one another within each batch
+        for batch in plan:
+            for start in range(0, batch_size, in_a_pass):
+                some = batch[start : start + in_a_pass]
+                for groups in groups_of(some[None], labels, num_instances):
+                    for label, group in groups:
+                        whole = group is not groups[-1][1]
+                        assert_follows_the_rules(label, group, labels, cams, num_instances, use_cams, whole)
+        return
     for groups in groups_of(plan, labels, num_instances):
         for label, group in groups:
             whole = group is not groups[-1][1]
@@ -169,10 +178,16 @@ def test_the_plan_depends_on_seed_and_epoch_alone(change):
     assert not np.array_equal(plan, plan_of(labels, cams, **change))
 
 
-@pytest.mark.parametrize("labels", [[-1] * 9, [0] * 9, [0, 0, 0, 1, -1, -1, -1, -1, -1]])
-def test_too_few_clusters_are_a_user_error_with_a_way_out(labels):
-    with pytest.raises(UserError, match=r"batch of 8.*--batch-size"):
-        plan_of(labels, [0] * 9)
+def test_no_cluster_is_a_user_error_with_a_way_out():
+    with pytest.raises(UserError, match=r"no image is in a cluster.*--eps"):
+        plan_of([-1] * 9, [0] * 9)
+
+
+@pytest.mark.parametrize(("labels", "kept"), [([0] * 9, 1), ([0, 0, 0, 1, -1, -1, -1, -1, -1], 2)])
+def test_passes_that_fill_no_batch_are_taken_together(labels, kept):
+    plan = plan_of(labels, [0] * 9, batch_size=8, num_instances=4, iters=3)
+    assert plan.shape == (3, 8)
+    assert {len(np.unique(np.asarray(labels)[batch])) for batch in plan} == {kept}
 
 
 def drawn(rule, own, cams, K, seed=0):
