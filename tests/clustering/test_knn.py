@@ -197,6 +197,7 @@ def test_without_a_group_one_rank_searches_alone(tmp_path):
 def test_ctrl_c_stops_a_search():
     script = """
 import numpy as np, os, signal, threading, reid_fast
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs have not
 rows = np.random.default_rng(0).normal(size=(60000, 512)).astype(np.float32)
 reid_fast.knn(rows[:9], 2)  # imports what it needs: the signal is to meet the search
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
