@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -142,7 +141,6 @@ class Resources(HTMLParser):
             self.found.append(given.get("href") or "")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("material") is None, reason="needs the extra docs")
 def test_the_site_is_whole_and_asks_no_other_host(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", tmp_path / "site"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
