@@ -25,13 +25,14 @@ from reid_fast.data.sets import ImageSet, load_set
 from reid_fast.data.sets.known import KNOWN
 from reid_fast.data.synthetic import synthetic_folder
 from reid_fast.device import amp_dtype
+from reid_fast.epoch import label_images, train_epoch, train_step
+from reid_fast.epoch import test_images as held_test_images
 from reid_fast.errors import UserError
 from reid_fast.evaluate import score_encoder
 from reid_fast.labels.extract import extract
 from reid_fast.metrics import Scores, rank_scores
 from reid_fast.ranks import ALONE, Ranks
-from reid_fast.train import Position, Run, build, label_images, train_epoch, train_step
-from reid_fast.train import test_images as held_test_images
+from reid_fast.run import Position, Run, build
 
 REPEATS = 10  # calls of a lap, where one is short
 COMPARED = 512  # images whose features are

@@ -11,7 +11,8 @@ from epoch import opened
 from report import Row, interleaved, lap
 
 from reid_fast.data.images import Batch
-from reid_fast.train import Position, Run, train_epoch
+from reid_fast.epoch import train_epoch
+from reid_fast.run import Position, Run
 
 SMALL = ("--arch", "resnet18_half", "--height", "64", "--width", "32", "--batch-size", "16", "--bn-group", "16")
 RESNET18 = ("--arch", "resnet18", "--height", "128", "--width", "64", "--batch-size", "64", "--bn-group", "64")

@@ -17,8 +17,9 @@ from epoch import opened
 from report import Lap, Row, lap, summed_up
 
 from reid_fast.device import pick_device, threads
+from reid_fast.epoch import train_epoch
 from reid_fast.ranks import Ranks
-from reid_fast.train import Position, Run, train_epoch
+from reid_fast.run import Position, Run
 
 # By flags: the steps of an epoch. BatchNorm groups of 16 images, so that four processes have one each.
 SMALL = ("--recipe", "small", "--batch-size", "16", "--bn-group", "4", "--num-instances", "2")

@@ -20,9 +20,10 @@ import reid_fast
 from reid_fast.data.images import ImageStream
 from reid_fast.data.images.image_files import Part
 from reid_fast.device import amp_dtype
+from reid_fast.epoch import train_epoch
 from reid_fast.labels.extract import extract
 from reid_fast.metrics import Scores, rank_scores
-from reid_fast.train import Position, Run, train_epoch
+from reid_fast.run import Position, Run
 
 EPOCHS, BATCH, EVALUATIONS = 50, 256, 6
 K1, K2, EPS = 30, 6, 0.6

@@ -17,21 +17,95 @@ import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor
 
+from reid_fast.clock import Clock
 from reid_fast.config import Config
-from reid_fast.console import clock_time
+from reid_fast.console import Console, clock_time
 from reid_fast.data.cache import only_read
-from reid_fast.data.images import Held
+from reid_fast.data.images import Held, ImageStream
 from reid_fast.data.sets import ImageSet, ReidSet, TrainingSet
 from reid_fast.data.synthetic import is_drawn
+from reid_fast.device import pick_device
+from reid_fast.epoch import cluster_images, fill, score, train_epoch
+from reid_fast.errors import UserError
+from reid_fast.labels.company import in_company
+from reid_fast.labels.neighbours import find_neighbours
 from reid_fast.memories import VaryingBuffers
 from reid_fast.methods import Method
 from reid_fast.metrics_log import is_due
-from reid_fast.ranks import Ranks
+from reid_fast.ranks import ALONE, Ranks
+from reid_fast.run import Position, Run, build, open_data, save, together
 
 STEPS = 2
 _QUERIES = 32
 _SEARCHED = 4096
 _STAGES = "decode", "extract", "knn", "jaccard", "dbscan", "silhouette", "memory", "train", "evaluate"
+
+
+def rehearse(config: Config, ranks: Ranks = ALONE) -> Rehearsed:
+    """Do a little of all that `train` does, say what the whole run would take, and leave nothing behind.
+
+    Args:
+        config, ranks: as `train` takes them.
+    """
+    device = pick_device(config.device, ranks.local_rank)
+    with together(config, ranks) as stop, nothing_left(config, ranks) as little:
+        opened = ranks.from_first(lambda: open_data(little, Console(quiet=not ranks.first)))
+        part, held = part_of(*opened, config), held_whole(opened[1], config, device)
+        run = build(little if held else replace(little, cache=0.0), ranks, stop, part)
+        with run.checkpoints, run.metrics:
+            # The first epoch warms up; in the last one, some methods do more.
+            for epoch in (0, config.epochs - 1):
+                run.at = Position(epoch)
+                run.at.labels = torch.from_numpy(label_part(run))
+                train_epoch(run)
+            save(run)
+        clock = Clock(device, {name: seconds for name, seconds in run.at.seconds.items() if name != "knn"})
+        rows = rows_to_search(opened[1], run.method.model.width, device)
+        find_neighbours(rows, run.method.neighbours, clock, search=config.knn, say=run.console.say, ranks=ranks)
+        with clock.stage("evaluate"):
+            for encoder in (run.method.model, *run.method.others.values()):
+                score(run, encoder)
+        timed = Clock(device)
+        with timed.stage("decode"):
+            decode(run)
+        decoding = timed["decode"] / len(run.loader.paths)
+        scored = sum(len(split) for split in (part[0].query, part[0].gallery) if split is not None)
+        found = Rehearsed(config, *opened, part[1], held, dict(clock), decoding, scored, len(rows))
+        run.console.say(table(found))
+        run.console.say(f"all training {held}")
+        run.console.say(f"about {found.memory(run.method, device):.1f} GiB of memory on {device}, at most")
+        run.console.say("dry run: every stage works on a part of the images, and nothing is left behind")
+        return found
+
+
+def decode(run: Run) -> None:
+    """Decode the training images once more."""
+    config, paths = run.config, run.loader.paths
+    stream = ImageStream(
+        paths, config.size, batch_size=config.batch_size, device=run.device, threads=config.workers, norm=None
+    )
+    for _ in stream.plain(np.arange(len(paths)), config.batch_size):
+        pass
+
+
+def label_part(run: Run) -> np.ndarray:
+    """`label_images` of a rehearsal: with labels made up, where too few images form clusters to fill a batch."""
+    clock = Clock(run.device)
+    features, found = cluster_images(run, clock)
+    try:
+        return planned(run, features, found, clock)
+    except UserError:
+        run.console.say("too few of the images that are tried form clusters to fill a batch: their labels are made up")
+        return planned(run, features, made_up_labels(len(found), run.config), clock)
+
+
+def planned(run: Run, features: Tensor, labels: np.ndarray, clock: Clock) -> np.ndarray:
+    """The labels, if batches can be made of them; the memory is filled by them."""
+    if not in_company(labels).any():
+        raise UserError("no image shares its label")
+    fill(run, features, labels, Clock(run.device, clock))
+    run.method.plan_epoch(labels, run.at.epoch)
+    return labels
 
 
 @contextmanager

@@ -6,7 +6,8 @@ from inputs import TINY, argv, refused, rows_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from reid_fast import captured
+from reid_fast import captured, epoch
+from reid_fast import run as parts
 from reid_fast import train as driver
 from reid_fast.command_line import parse
 from reid_fast.data.images import Batch
@@ -71,8 +72,8 @@ def trained(flags, monkeypatch):
         return captured.CapturedStep(step, constants, recorders[-1])
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "check_capturable", lambda device, amp, ranks: None)
-        patch.setattr(driver, "CapturedStep", recorded)
+        patch.setattr(parts, "check_capturable", lambda device, amp, ranks: None)
+        patch.setattr(epoch, "CapturedStep", recorded)
         return driver.train(parse([*flags, "--cuda-graph"])[0]), recorders
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reid_fast.config import Config
-from reid_fast.train import new_optimizer
+from reid_fast.run import new_optimizer
 
 LR, DECAY, STEPS = 0.1, 0.02, 4
 

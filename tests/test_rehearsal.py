@@ -15,9 +15,8 @@ from reid_fast.command_line import parse
 from reid_fast.data.images import Held
 from reid_fast.data.sets import ImageSet, ReidSet, TrainingSet
 from reid_fast.methods import method_names
-from reid_fast.rehearsal import Rehearsed, part_of
+from reid_fast.rehearsal import Rehearsed, part_of, rehearse
 from reid_fast.train import main as train
-from reid_fast.train import rehearse
 
 CPU = torch.device("cpu")
 SMALL = TINY | {"arch": "tiny", "threads": 1, "workers": 1, "epochs": 3, "num_instances": 4}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from inputs import TINY, argv, rows_of
 
+from reid_fast import epoch
 from reid_fast import train as driver
 from reid_fast.evaluate import main as evaluate
 from reid_fast.methods.cc import ClusterContrast
@@ -28,7 +29,7 @@ def silhouettes(monkeypatch):
 
     def found(*values: float) -> None:
         turn = chain(values, repeat(values[-1]))
-        monkeypatch.setattr(driver, "silhouette", lambda features, labels: next(turn))
+        monkeypatch.setattr(epoch, "silhouette", lambda features, labels: next(turn))
 
     return found
 

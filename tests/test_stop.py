@@ -11,6 +11,7 @@ import pytest
 import torch
 from inputs import TINY, argv, rows_of
 
+from reid_fast import epoch
 from reid_fast import train as driver
 from reid_fast.errors import Stopped
 from reid_fast.stop import Stop
@@ -44,7 +45,7 @@ def test_behind_a_step_it_saves_and_the_resumed_run_has_the_same_bits(people: Pa
         driver.main([*RUN, "--data-dir", str(people), "--logs-dir", str(tmp_path / folder), *more])
 
     run("whole")
-    taken, step = [], driver.train_step
+    taken, step = [], epoch.train_step
 
     def train_step(run, batch):
         loss = step(run, batch)
@@ -53,7 +54,7 @@ def test_behind_a_step_it_saves_and_the_resumed_run_has_the_same_bits(people: Pa
             os.kill(os.getpid(), signal.SIGTERM)
         return loss
 
-    monkeypatch.setattr(driver, "train_step", train_step)
+    monkeypatch.setattr(epoch, "train_step", train_step)
     assert ended_by(lambda: run("stopped"), capsys) == 143
     assert taken == list(range(at))
     position = torch.load(tmp_path / "stopped/last.pt")["at"]
@@ -68,7 +69,7 @@ def test_behind_a_step_it_saves_and_the_resumed_run_has_the_same_bits(people: Pa
 
 @pytest.mark.usefixtures("tiny_arch")
 def test_between_steps_it_ends_at_once(people: Path, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(driver, "find_neighbours", lambda *a, **b: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(epoch, "find_neighbours", lambda *a, **b: os.kill(os.getpid(), signal.SIGTERM))
     flags = [*RUN, "--data-dir", str(people), "--logs-dir", str(tmp_path / "run")]
     assert ended_by(lambda: driver.main(flags), capsys) == 143
     assert not (tmp_path / "run/last.pt").exists()

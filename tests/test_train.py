@@ -21,11 +21,11 @@ from inputs import TINY, argv, rows_of
 
 from reid_fast.command_line import parse
 from reid_fast.data.images import stream
+from reid_fast.epoch import test_images as open_test_images
 from reid_fast.errors import UserError
 from reid_fast.evaluate import main as evaluate
-from reid_fast.train import build
+from reid_fast.run import build
 from reid_fast.train import main as train
-from reid_fast.train import test_images as open_test_images
 
 ROOT = Path(__file__).parents[1]
 RUN = argv(**TINY, method="cc", iters=8, epochs=2, amp=True)

@@ -28,7 +28,7 @@ from reid_fast.models.encoder import Encoder
 from reid_fast.report.clusters import Clusters, pick_clusters
 from reid_fast.report.mistakes import Mistake, hardest
 from reid_fast.report.runs import RunRecord
-from reid_fast.train import open_data
+from reid_fast.run import open_data
 
 T = TypeVar("T")
 

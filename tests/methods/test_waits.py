@@ -11,7 +11,8 @@ from inputs import TINY, argv
 from on_device import CPU, CUDA, Device, Event, on_device
 
 from reid_fast import clustering
-from reid_fast import train as driver
+from reid_fast import epoch as stages
+from reid_fast import run as parts
 from reid_fast.command_line import parse
 from reid_fast.data.images import held, store
 from reid_fast.data.images import open as opening
@@ -45,7 +46,7 @@ def flags(people, market_folder, tmp_path_factory, tiny_arch):
 @contextmanager
 def the_device():
     """A device that is not there, in place of what would start a real one."""
-    decode, find_neighbours, jaccard_graph = opening.decode, driver.find_neighbours, clustering.jaccard_graph
+    decode, find_neighbours, jaccard_graph = opening.decode, stages.find_neighbours, clustering.jaccard_graph
 
     def neighbours(features, *arguments, **options):
         with device.unwatched():  # the clustering has tests of its own
@@ -61,9 +62,9 @@ def the_device():
 
     with pytest.MonkeyPatch.context() as patch, Device() as device:
         patch.setattr(opening, "decode", decoded)
-        patch.setattr(driver, "find_neighbours", neighbours)
+        patch.setattr(stages, "find_neighbours", neighbours)
         patch.setattr(clustering, "jaccard_graph", graph)
-        patch.setattr(driver, "pick_device", lambda name, local_rank: CUDA)
+        patch.setattr(parts, "pick_device", lambda name, local_rank: CUDA)
         patch.setattr(torch.cuda, "synchronize", lambda device: None)
         patch.setattr(torch.cuda, "mem_get_info", lambda device: (2**40, 2**40))
         yield device
@@ -71,8 +72,8 @@ def the_device():
 
 def labelled(config):
     """A run whose next thing is the first step of its first epoch."""
-    run = driver.build(config)
-    run.at.labels = torch.from_numpy(driver.label_images(run))
+    run = parts.build(config)
+    run.at.labels = torch.from_numpy(stages.label_images(run))
     return run
 
 
@@ -80,7 +81,7 @@ class Epoch(NamedTuple):
     """An epoch on the device."""
 
     system: str
-    run: driver.Run
+    run: parts.Run
     labelling: list[Event]
     training: list[Event | str]  # "step" where one has ended
     steps: list[list[str]]  # the operations of each
@@ -88,7 +89,7 @@ class Epoch(NamedTuple):
 
 @pytest.fixture(scope="module", params=SYSTEMS)
 def epoch(request, flags):
-    step, steps = driver.train_step, []
+    step, steps = stages.train_step, []
 
     def marked(run, batch):
         device.operations.clear()
@@ -98,13 +99,13 @@ def epoch(request, flags):
         return loss
 
     with pytest.MonkeyPatch.context() as patch, the_device() as device:
-        patch.setattr(driver, "train_step", marked)
-        run = driver.build(flags(request.param, "cuda"))
+        patch.setattr(stages, "train_step", marked)
+        run = parts.build(flags(request.param, "cuda"))
         device.events.clear()
-        run.at.labels = torch.from_numpy(driver.label_images(run))
+        run.at.labels = torch.from_numpy(stages.label_images(run))
         labelling = device.events[:]
         device.events.clear()
-        driver.train_epoch(run)
+        stages.train_epoch(run)
     return Epoch(request.param, run, labelling, device.events[:], steps)
 
 
@@ -128,7 +129,7 @@ def test_images_that_the_host_holds_train_alike_and_their_copies_are_queued(flag
             run = labelled(flags("cc", "cuda"))
             assert run.loader.held.tier == tier
             device.events.clear()
-            driver.train_epoch(run)
+            stages.train_epoch(run)
             copies = Counter(event.function for event in device.events if not event.waits)
             assert copies["_brought"] == (STEPS if tier == "host" else 0)
             assert {event.function for event in device.waits} == {"read_losses"}
@@ -151,7 +152,7 @@ def test_what_the_device_computes_is_what_the_cpu_computes(epoch, flags, monkeyp
     monkeypatch.setattr(norm, "grouped_bn", fused_bn)
     there = epoch.run.method.state_dict()
     here = labelled(flags(epoch.system, "cpu"))
-    driver.train_epoch(here)
+    stages.train_epoch(here)
     assert here.at.loss == epoch.run.at.loss
     for name, tensor in here.method.state_dict().items():
         assert there[name].is_cuda, name
@@ -198,7 +199,7 @@ def test_a_wait_in_a_hook_is_seen(flags, monkeypatch):
     with the_device() as device:
         run = labelled(flags("cc", "cuda"))
         device.events.clear()
-        driver.train_epoch(run)
+        stages.train_epoch(run)
     assert [event.what for event in device.waits] == [*STEPS * ["item"], "tolist"]
 
 
@@ -266,10 +267,10 @@ def test_gpu_a_step_waits_for_nothing(system, flags):
     plan = run.method.plan_epoch(run.at.epoch_labels, 0)
     batches = run.loader.batches(np.tile(plan, (3, 1)), run.at.epoch_labels, epoch=0)
     for _ in plan:
-        driver.train_step(run, next(batches))  # kernels are compiled and chosen
+        stages.train_step(run, next(batches))  # kernels are compiled and chosen
     torch.cuda.set_sync_debug_mode("error")
     try:
         for batch in batches:
-            driver.train_step(run, batch)
+            stages.train_step(run, batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")

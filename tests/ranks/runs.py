@@ -19,6 +19,7 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 from inputs import TINY
 
+from reid_fast import epoch
 from reid_fast import train as driver
 from reid_fast.errors import Stopped
 from reid_fast.models.archs import ARCHS
@@ -42,7 +43,7 @@ class Trained:
 @contextmanager
 def watched(seen, stop_at=None):
     """Note down what a run does; raise SIGTERM behind one of its steps."""
-    step, save = driver.train_step, driver.save
+    step, save = epoch.train_step, driver.save
 
     def train_step(run, batch):
         if not seen.start:
@@ -57,11 +58,11 @@ def watched(seen, stop_at=None):
         seen.end = {name: value.clone() for name, value in run.method.state_dict().items()}
         save(run)
 
-    driver.train_step, driver.save = train_step, saved
+    epoch.train_step, epoch.save, driver.save = train_step, saved, saved
     try:
         yield
     finally:
-        driver.train_step, driver.save = step, save
+        epoch.train_step, epoch.save, driver.save = step, save, save
 
 
 def train(config, ranks, stop_at=None):
@@ -100,7 +101,7 @@ def train_together(size, folder, jobs):
 def with_fault():
     """The command of training, one rank of which gets a signal behind a step: FAULT="rank step signal attempt"."""
     rank, at, number, attempt = map(int, os.environ["FAULT"].split())
-    step, taken = driver.train_step, count(1)
+    step, taken = epoch.train_step, count(1)
     note(os.environ["TORCHELASTIC_RESTART_COUNT"])
 
     def train_step(run, batch):
@@ -111,7 +112,7 @@ def with_fault():
             os.kill(os.getpid(), number)
         return loss
 
-    driver.train_step = train_step
+    epoch.train_step = train_step
     driver.main()
 
 

@@ -14,7 +14,7 @@ from reid_fast.methods.cc import CcConfig
 from reid_fast.metrics import rank_scores
 from reid_fast.models.norm import GroupedBatchNorm2d, share_groups
 from reid_fast.ranks import ALONE, Ranks, Split
-from reid_fast.train import describe_ranks, split_batches
+from reid_fast.run import describe_ranks, split_batches
 
 CPU = torch.device("cpu")
 # images, images that stay together, BatchNorm group

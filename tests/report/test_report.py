@@ -16,9 +16,10 @@ from reid_fast import run_folder
 from reid_fast.command_line import parse
 from reid_fast.commands.report import main
 from reid_fast.console import Console
+from reid_fast.epoch import label_images
 from reid_fast.report import look, read_runs
 from reid_fast.report.clusters import pick_clusters
-from reid_fast.train import build, label_images
+from reid_fast.run import build
 from reid_fast.train import main as train
 
 HOSTILE = '"><script>alert(1)<' + "\u202e'&\n" + os.fsdecode(b"\xff")  # no slash: it is part of file names
