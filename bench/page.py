@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/benchmarks.md"
 KEPT = ROOT / "bench/results/run-cpu2.json"
 BEGIN, END = "<!-- bench/page.py writes {} from here -->", "<!-- to here: {} -->"
-STAGES = ("epoch", "overhead", "whole")
+STAGES = ("epoch", "overhead", "whole", "retrieval")
 DRAWN = ROOT / "docs/images/epoch-beside-published.svg"
 
 

@@ -17,6 +17,7 @@ from overhead import overhead
 from peer import REFERENCE, Peer
 from plot import check, plot
 from report import Row, machine, save_stage, where
+from retrieval import retrieval
 from rich.console import Console
 from scaling import scaling
 from step import step
@@ -26,7 +27,7 @@ from whole import whole
 from reid_fast.errors import UserError, exit_on_user_error
 
 RESULTS = Path(__file__).parent / "results"
-STAGES = ("images", "cluster", "step", "checkpoint", "overhead", "scaling", "epoch", "whole")
+STAGES = ("images", "cluster", "step", "checkpoint", "overhead", "scaling", "epoch", "whole", "retrieval")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--smoke", action="store_true", help="small sizes, a minute or two on a CPU, nothing kept")
     parser.add_argument(
-        "--data-dir", type=Path, nargs="+", default=[], metavar="DIR", help="sets for epoch; overhead, whole: the first"
+        "--data-dir", type=Path, nargs="+", default=[], metavar="DIR", help="sets for epoch; the first for others"
     )
     parser.add_argument(
         "--peer",
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace) -> list[str]:
             "scaling": lambda smoke: scaling(smoke, folders),
             "epoch": lambda smoke: epoch(smoke, folders, peer()),
             "whole": lambda smoke: whole(smoke, folders, peer()),
+            "retrieval": lambda smoke: retrieval(smoke, folders),
         }
         if arguments.peer is not None:  # a wrong checkout is said before anything runs
             peer()

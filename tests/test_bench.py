@@ -22,6 +22,7 @@ from overhead import overhead  # noqa: E402
 from page import written  # noqa: E402
 from peer import PARTS, REFERENCE, Peer  # noqa: E402
 from report import Lap, save_stage, summed_up  # noqa: E402
+from retrieval import retrieval  # noqa: E402
 from run import main, show  # noqa: E402
 from table import pairs  # noqa: E402
 from whole import AMP, CPU, SCHEDULES, projection  # noqa: E402
@@ -171,6 +172,17 @@ def test_the_loop_beside_its_backbone(people):
     assert row["ours"]["seconds"] > row["behind_backbone"]["seconds"] > 0
     added = row["ours"]["processor"] / row["beside"]["processor"] - 1
     assert row["overhead_per_cent"]["processor"] == pytest.approx(100 * added, abs=0.1)
+
+
+def test_an_encoder_in_use(people, monkeypatch):
+    pytest.importorskip("faiss")
+    rows = retrieval(True, [people])
+    assert [row["stage"] for row in rows] == ["embed", "search, one query", "search, one of 64 queries", "re-ranking"]
+    assert all(pair.beside["seconds"] > 0 for pair in pairs(rows))
+    assert rows[-1]["mAP"][0] != pytest.approx(rows[-1]["plain_mAP"], abs=1e-3), "re-ranking changes the ranking here"
+    monkeypatch.setattr("retrieval.published_reranking", lambda query, gallery, *_: 1 - query @ gallery.T)
+    with pytest.raises(SystemExit, match="re-ranking scores"):
+        retrieval(True, [people])
 
 
 def test_the_page_shows_what_is_kept(tmp_path):
