@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reid_fast import run_folder
+from reid_fast.errors import Stopped
 
 
 class CheckpointWriter:
@@ -62,7 +63,7 @@ class CheckpointWriter:
 
     def __exit__(self, error: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         self._thread.shutdown()  # also on an error: what is being written is written whole
-        if error is None:  # else the run has ended for that one's reason
+        if error in (None, Stopped):  # a run that is stopped says that it is saved; another error is the one to tell
             self.wait()
 
 

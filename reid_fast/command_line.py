@@ -185,9 +185,10 @@ def _refuse(what: str, flag: str, method: str, name: str, own: Iterable[str]) ->
 
 
 def _flags(settings: type) -> Iterator[str]:
+    types = get_type_hints(settings)
     for field in dataclasses.fields(settings):
         yield flag_of(field.name)
-        if field.type in (bool, "bool"):
+        if types[field.name] is bool:
             yield flag_of(f"no_{field.name}")
 
 

@@ -201,7 +201,7 @@ class RunSettings:
     """launch each training step as one CUDA graph: for small batches, whose GPU waits for launches (not yet proved on a
     GPU)"""
     eval_step: Annotated[Count, MayChange] = 10
-    """epochs between evaluations; the last epoch is always evaluated"""
+    """epochs between evaluations; the last one of --epochs is always evaluated"""
     save_steps: Annotated[Count, MayChange] = 100
     """steps between checkpoints inside an epoch; the end of each epoch is always saved"""
     save_best: Annotated[bool, MayChange] = False
@@ -322,6 +322,8 @@ def check(config: Config) -> None:
         raise UserError(f"--batch-size {config.batch_size} is not a multiple of --num-instances {config.num_instances}")
     if 0 < config.bn_group < config.batch_size and config.batch_size % config.bn_group:
         raise UserError(f"--batch-size {config.batch_size} is not a multiple of --bn-group {config.bn_group}")
+    if min(config.bn_group or config.batch_size, config.batch_size) == 1:
+        raise UserError("--bn-group must hold at least 2 images, and so must --batch-size: one has no statistics")
     if config.k2 > config.k1:
         raise UserError(f"--k2 {config.k2} must not exceed --k1 {config.k1}")
 

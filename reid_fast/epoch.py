@@ -36,9 +36,12 @@ def label_images(run: Run) -> np.ndarray:
     clock = Clock(run.device, run.at.seconds)
     features, labels = cluster_images(run, clock)
     if not in_company(labels).any():
+        by = getattr(run.config, "cluster", "dbscan")
+        settings = {"dbscan": "raise --eps or lower --min-samples", "hdbscan": "lower --min-samples or --min-cluster"}
+        way_out = settings.get(by, "lower --min-similarity or --min-cluster")
         raise UserError(
-            f"epoch {run.at.epoch + 1} found no cluster among {len(labels)} images: raise --eps "
-            "or lower --min-samples, or check that the images show several people more than once"
+            f"epoch {run.at.epoch + 1} found no cluster among {len(labels)} images: {way_out}, "
+            "or check that the images show several people more than once"
         )
     fill(run, features, labels, clock)
     return labels
@@ -87,10 +90,10 @@ def train_epoch(run: Run) -> None:
     step = new_step(run)
     method.train()
     plan = method.plan_epoch(labels, at.epoch)
-    if (clusters := len(np.unique(labels[labels >= 0]))) * config.num_instances < config.batch_size:
+    if (visited := method.images_of_pass(labels)) < config.batch_size:
         run.console.say(
-            f"epoch {at.epoch + 1}: {clusters} clusters with {config.num_instances} images each do not fill a batch of "
-            f"{config.batch_size}, which therefore has more of each"
+            f"epoch {at.epoch + 1}: the clusters give {visited} images, {config.num_instances} each, which do not fill "
+            f"a batch of {config.batch_size}: it has more of each"
         )
     batches = run.loader.batches(
         plan, labels, epoch=at.epoch, first_step=at.step, steps_before=at.steps_before, split=run.split
@@ -147,9 +150,10 @@ def read_losses(run: Run, unread: list[Tensor], plan: np.ndarray) -> None:
             content = {"epoch": run.at.epoch + 1, "step": step, "loss": str(value), "batch": paths}
             if run.ranks.first:
                 run_folder.write_json(path, content)
+            way_on = f", from the last epoch's encoder with --weights {run.folder}" if run.at.epoch else ""
             raise UserError(
                 f"the loss of epoch {run.at.epoch + 1}, step {step} is {value}: its batch is listed in {path}; "
-                "lower --lr or train without --amp, continuing from the last checkpoint"
+                f"train with a lower --lr or without --amp in another --logs-dir{way_on}"
             )
         run.at.loss += value
     unread.clear()

@@ -86,6 +86,8 @@ def evaluate(config: EvaluateConfig, ranks: Ranks = ALONE) -> Scores:
 def _evaluate(config: EvaluateConfig, device: torch.device, ranks: Ranks) -> Scores:
     console = Console(quiet=not ranks.first)
     encoder, description = ranks.from_first(lambda: load_encoder(config.run_folder))
+    output = config.output or config.run_folder / f"evaluate-{config.dataset}.json"
+    run_folder.check_output(output)
 
     def opened() -> ReidSet:
         found = open_set(
@@ -125,7 +127,6 @@ def _evaluate(config: EvaluateConfig, device: torch.device, ranks: Ranks) -> Sco
         content["reranked"] = asdict(score_reranked(*features, ids, console, ranks=ranks))
         table[f"{config.dataset}, re-ranked"] = content["reranked"]
     console.say(score_table(table))
-    output = config.output or config.run_folder / f"evaluate-{config.dataset}.json"
     if ranks.first:
         run_folder.write_json(output, {**content, "model": description})
     console.say(f"written to {output}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import resource
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,12 +24,13 @@ from reid_fast.data.images import Held, ImageStream
 from reid_fast.data.sets import ImageSet, ReidSet, TrainingSet
 from reid_fast.data.synthetic import is_drawn
 from reid_fast.device import pick_device
-from reid_fast.epoch import cluster_images, fill, score, train_epoch
+from reid_fast.epoch import cluster_images, fill, score, test_images, train_epoch
 from reid_fast.errors import UserError
 from reid_fast.labels.company import in_company
 from reid_fast.labels.neighbours import find_neighbours
 from reid_fast.memories import VaryingBuffers
 from reid_fast.methods import Method
+from reid_fast.metrics import have_matches
 from reid_fast.metrics_log import is_due
 from reid_fast.ranks import ALONE, Ranks
 from reid_fast.run import Position, Run, build, open_data, save, together
@@ -50,7 +50,7 @@ def rehearse(config: Config, ranks: Ranks = ALONE) -> Rehearsed:
     device = pick_device(config.device, ranks.local_rank)
     with together(config, ranks) as stop, nothing_left(config, ranks) as little:
         opened = ranks.from_first(lambda: open_data(little, Console(quiet=not ranks.first)))
-        part, held = part_of(*opened, config), held_whole(opened[1], config, device)
+        part, held = part_of(*opened, config), held_whole(opened[1], config, device, ranks)
         run = build(little if held else replace(little, cache=0.0), ranks, stop, part)
         with run.checkpoints, run.metrics:
             # The first epoch warms up; in the last one, some methods do more.
@@ -62,6 +62,8 @@ def rehearse(config: Config, ranks: Ranks = ALONE) -> Rehearsed:
         clock = Clock(device, {name: seconds for name, seconds in run.at.seconds.items() if name != "knn"})
         rows = rows_to_search(opened[1], run.method.model.width, device)
         find_neighbours(rows, run.method.neighbours, clock, search=config.knn, say=run.console.say, ranks=ranks)
+        if part[0].query is not None and part[0].gallery is not None:
+            test_images(run, part[0].query, part[0].gallery)  # decoded once, not at each evaluation
         with clock.stage("evaluate"):
             for encoder in (run.method.model, *run.method.others.values()):
                 score(run, encoder)
@@ -146,7 +148,8 @@ def part_of(data: ReidSet, images: TrainingSet, config: Config) -> tuple[ReidSet
         source = ImageSet(source.paths, np.unique(source.pids, return_inverse=True)[1], source.cams)
     query, gallery = data.query, data.gallery
     if query is not None and gallery is not None:
-        query = query.select(_with_match(query, gallery)[:_QUERIES])
+        found = have_matches(query.pids, query.cams, gallery.pids, gallery.cams)
+        query = query.select(np.flatnonzero(found)[:_QUERIES])
         gallery = gallery.select(np.flatnonzero(np.isin(gallery.pids, query.pids))[: 8 * _QUERIES])
     return replace(data, train=train, query=query, gallery=gallery), TrainingSet(train, source)
 
@@ -161,10 +164,10 @@ def rows_to_search(images: TrainingSet, width: int, device: torch.device) -> Ten
     return F.normalize(torch.randn(min(len(images.target), _SEARCHED), width, device=device))
 
 
-def held_whole(images: TrainingSet, config: Config, device: torch.device) -> Held:
+def held_whole(images: TrainingSet, config: Config, device: torch.device, ranks: Ranks) -> Held:
     """Where the images of the whole run would be held."""
     count = len(images.images)
-    return Held.judge(count, config.size, config.cache, device, folder=config.cache_dir)
+    return Held.judge(count, config.size, config.cache, device, folder=config.cache_dir, ranks=ranks.local_size)
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,8 @@ class Rehearsed:
             if stage == "train":
                 times[stage] = config.epochs * self.steps * seconds / STEPS
             elif stage == "knn":
-                times[stage] = config.epochs * seconds * (len(self.images.target) / self.searched) ** 2
+                growth = 2 if config.knn == "exact" else 1.5
+                times[stage] = config.epochs * seconds * (len(self.images.target) / self.searched) ** growth
             elif stage != "evaluate":
                 times[stage] = config.epochs * seconds * self.larger
         if self.scored:
@@ -255,12 +259,3 @@ def _until(pids: np.ndarray, identities: int) -> int:
     """How many images have so many identities."""
     firsts = np.sort(np.unique(pids, return_index=True)[1])
     return int(firsts[identities - 1]) + 1 if identities <= len(firsts) else len(pids)
-
-
-def _with_match(query: ImageSet, gallery: ImageSet) -> np.ndarray:
-    """The queries that have a correct match from another camera."""
-    cameras: dict[int, set[int]] = defaultdict(set)
-    for pid, cam in zip(gallery.pids.tolist(), gallery.cams.tolist(), strict=True):
-        cameras[pid].add(cam)
-    known = zip(query.pids.tolist(), query.cams.tolist(), strict=True)
-    return np.flatnonzero([pid != -1 and bool(cameras.get(pid, set()) - {cam}) for pid, cam in known])

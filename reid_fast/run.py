@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -50,7 +49,7 @@ class Position:
     labels: Tensor | None = None  # [N] int64, of the epoch under way
     silhouette: float = 0.0  # of those
     best_epoch: int = 0  # behind which `silhouette` was largest; 0: none yet
-    best_silhouette: float = -math.inf
+    best_silhouette: float = -1.0  # the least there is
     loss: float = 0.0  # summed over its steps
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
 
@@ -83,6 +82,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     loader: Loader
+    fingerprints: dict[str, tuple[int, str]]  # of the training images
     at: Position
     ranks: Ranks
     split: Split | None  # of a batch among several ranks
@@ -95,7 +95,7 @@ class Run:
 def together(config: Config, ranks: Ranks) -> Iterator[Stop]:
     """Inside, ranks talk to one another, signals are noted, and the network has its CPU threads."""
     device, stop = pick_device(config.device, ranks.local_rank), Stop()
-    with stop.listening(grace=None if ranks is ALONE else GRACE), ranks.connected(device), computing(config, ranks):
+    with stop.listening(grace=None if ranks.size == 1 else GRACE), ranks.connected(device), computing(config, ranks):
         yield stop
 
 
@@ -106,9 +106,12 @@ def computing(config: Config, ranks: Ranks) -> Iterator[None]:
         with threads(pick_threads(config.threads, ranks.local_size)):
             yield
         return
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    yield
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def build(
@@ -133,12 +136,13 @@ def build(
     optimizer = new_optimizer(config, weights)
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
 
-    path, state = ranks.from_first(lambda: open_run(config))
+    path, state = ranks.from_first(lambda: open_run(config, images))
     at = Position()
     if state is not None:
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # a device with bfloat16 has none
+            scaler.load_state_dict(state["scaler"])
         at = Position(**state["at"])
     with ranks.agreed():
         sinks = open_sinks(config, path) if ranks.first else []
@@ -170,7 +174,7 @@ def build(
     )
     console.say(f"training {loader.held}")
     parts = config, path, CheckpointWriter(path), console, metrics, device, amp, data, method, optimizer, scaler
-    return Run(*parts, loader, at, ranks, split, loss, stop or Stop())
+    return Run(*parts, loader, images.fingerprints(), at, ranks, split, loss, stop or Stop())
 
 
 def step_loss(method: Method, batch: Batch) -> Tensor:
@@ -187,12 +191,12 @@ def new_optimizer(config: Config, weights: list[nn.Parameter]) -> torch.optim.Op
     return kind(weights, config.lr, weight_decay=config.weight_decay, fused=True)
 
 
-def open_run(config: Config) -> tuple[Path, dict[str, Any] | None]:
+def open_run(config: Config, images: TrainingSet) -> tuple[Path, dict[str, Any] | None]:
     """The run folder, and the state to continue from, if there is one and it may."""
     path = run_folder.choose(config)
     state = run_folder.load(path) if config.resume and (path / "last.pt").exists() else None
     if state is not None:
-        run_folder.check_same(state, config, path)
+        run_folder.check_same(state, config, images.fingerprints(), path)
     run_folder.describe(path, config)
     return path, state
 
@@ -251,5 +255,6 @@ def save(run: Run) -> None:
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
         "at": asdict(run.at),
+        "images": run.fingerprints,
     }
     run.checkpoints.save(state)

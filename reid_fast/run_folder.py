@@ -13,7 +13,7 @@ import platform
 import re
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from reid_fast.config import Config, fixed, flag_of, to_json
 from reid_fast.errors import UserError
 
-FORMAT = 3  # of last.pt: raise it when what a method or the driver saves changes
+FORMAT = 4  # of last.pt: raise it when what a method or the driver saves changes
 
 
 def choose(config: Config) -> Path:
@@ -89,15 +89,18 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.close(folder)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         part.unlink(missing_ok=True)
-        way_out = "free some space and start again, training with --resume"
-        raise UserError(f"could not write {path} ({error}): {way_out}") from None
+        way_out = "make it writable" if isinstance(error, PermissionError) else "free some space"
+        sentence = f"could not write {path} ({error}): {way_out} and start again, training with --resume"
+        raise UserError(sentence) from None
 
 
-def check_parent(path: Path) -> None:
+def check_output(path: Path) -> None:
     """
     Raises:
-        UserError: the folder that a file is to be written into is not there.
+        UserError: a file cannot be written there: it is a folder, or the folder that it is to lie in is not there.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file to write")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} to write {path.name} into: make it, or choose another file")
 
@@ -132,9 +135,18 @@ def load(folder: Path) -> dict[str, Any]:
     return state
 
 
-def check_same(state: dict[str, Any], config: Config, path: Path) -> None:
-    """Raise a `UserError` unless a checkpoint was made with these settings, apart from those that may change."""
+def check_same(state: dict[str, Any], config: Config, images: Mapping[str, tuple[int, str]], path: Path) -> None:
+    """Raise a `UserError` unless a checkpoint is of these images and settings, but for settings that may change.
+
+    Args:
+        state: of the checkpoint.
+        config: as the run is to continue.
+        images: its training images, as `TrainingSet.fingerprints` has them.
+        path: the run folder.
+    """
     saved, wanted = state["config"], fixed(config)
+    if state["format"] == FORMAT and saved.get("method") != config.method:
+        wanted = {"method": config.method}  # another one has other settings
     if state["format"] != FORMAT or wanted.keys() - saved.keys():
         raise UserError(
             f"{path / 'last.pt'} was written by another version of reid-fast: use that one, or another --logs-dir"
@@ -143,6 +155,14 @@ def check_same(state: dict[str, Any], config: Config, path: Path) -> None:
     if changed:
         differences = ", ".join(f"{flag_of(name)} {saved[name]} (now {wanted[name]})" for name in changed)
         raise UserError(f"the run in {path} has {differences}: use its settings, or another --logs-dir")
+    for name, (count, names) in images.items():
+        before, names_before = state["images"][name]
+        if (count, names) != (before, names_before):
+            found = f"{count} training images" if count != before else "training images of other names"
+            raise UserError(
+                f"--{name} has {found}, and {before} when the run in {path} began, whose labels are theirs: restore "
+                f"them, or start a run in another --logs-dir, from its encoder with --weights {path}"
+            )
 
 
 def export(folder: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:

@@ -57,8 +57,8 @@ class Stop:
             raise Stopped(self.signal)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        if not self._noting:
+        asked_before, self.signal = self.signal, number
+        if not (self._noting or asked_before):  # a second signal must not cut the saving that the first one has begun
             raise Stopped(number)
 
 

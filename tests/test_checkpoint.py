@@ -13,7 +13,7 @@ from on_device import Device, on_device
 
 from reid_fast import run_folder
 from reid_fast.checkpoint import CheckpointWriter, copied
-from reid_fast.errors import UserError
+from reid_fast.errors import Stopped, UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,6 +49,22 @@ def slow_disk(monkeypatch):
 
     monkeypatch.setattr(run_folder, "save", slowly)
     return begun, go_on
+
+
+@pytest.mark.parametrize(("ended_by", "said"), [(Stopped(15), UserError), (KeyError("first"), KeyError)])
+def test_a_stopped_run_says_when_it_is_not_saved(tmp_path, monkeypatch, ended_by, said):
+    def full(folder, state):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(run_folder, "save", full)
+
+    def saves():
+        with CheckpointWriter(tmp_path) as writer:
+            writer.save(state_of(1))
+            raise ended_by
+
+    with pytest.raises(said):
+        saves()
 
 
 def test_the_state_is_written_as_it_was_while_training_changes_it(tmp_path, slow_disk):

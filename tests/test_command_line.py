@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from inputs import TINY, argv, assert_settings, refused
 
 from reid_fast.command_line import _help, parse
-from reid_fast.config import RECIPES
+from reid_fast.config import RECIPES, flag_of
 from reid_fast.data.sets import SIZES
 from reid_fast.methods import method_class, method_names, settings_class
 from reid_fast.train import main as train
@@ -44,6 +45,9 @@ def test_the_synthetic_set_is_trained_with_the_small_recipe(capsys) -> None:
         (["-d", "xyz"], "--dataset xyz is not known"),
         (["--recipe", "xyz"], "--recipe xyz is not known"),
         (["-b", "15"], "not a multiple"),
+        (["--bn-group", "1"], "--bn-group must hold at least 2 images"),
+        (["-b", "1", "--num-instances", "1"], "--bn-group must hold at least 2 images"),
+        (["--cluster", "hdbscan", "--min-cluster", "1"], "--min-cluster must be at least 2"),
         (["-b", "72", "--bn-group", "64"], "not a multiple of --bn-group"),
         (["--iters", "-1"], "--iters must be at least 0"),
         (["--epochs", "0"], "--epochs must be at least 1"),
@@ -132,6 +136,14 @@ def test_every_setting_is_documented_and_grouped(name, capsys):
     for field in dataclasses.fields(settings_class(name)):
         assert re.search(rf"--{field.name.replace('_', '-')}\b", shown), field.name
         assert _help(settings_class(name), field.name), field.name
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_switch_can_be_turned_off(name):
+    switches = [key for key, kind in get_type_hints(settings_class(name)).items() if kind is bool]
+    assert {"resume", "amp"} <= set(switches)
+    config, _ = parse(["--method", name, *(flag_of(f"no_{key}") for key in switches)])
+    assert not any(getattr(config, key) for key in switches)
 
 
 @pytest.mark.parametrize("name", method_names())

@@ -11,7 +11,9 @@ import pytest
 import torch
 from inputs import TINY, argv, refused
 
+from reid_fast import run as parts
 from reid_fast import run_folder
+from reid_fast.command_line import parse
 from reid_fast.evaluate import main as evaluate
 from reid_fast.methods.cc import ClusterContrast
 from reid_fast.train import main as train
@@ -35,6 +37,7 @@ def test_checkpoints_that_cannot_be_continued(capsys, people: Path, tmp_path: Pa
     good = (folder / "last.pt").read_bytes()
     assert "already holds a run" in refused(capsys, train, *flags)
     assert "--arch resnet18_half" in refused(capsys, train, *flags, "--resume", "--arch", "resnet18")
+    assert "--method cc (now ice)" in refused(capsys, train, *flags, "--resume", "--method", "ice")
     for content in (good[: len(good) // 2], b"not a checkpoint", b""):
         (folder / "last.pt").write_bytes(content)
         assert "last.pt is damaged or not a checkpoint" in refused(capsys, train, *flags, "--resume")
@@ -56,6 +59,31 @@ def test_checkpoints_that_cannot_be_continued(capsys, people: Path, tmp_path: Pa
     (folder / "model.safetensors").unlink()
     assert "holds no finished epoch" in refused(capsys, evaluate, *score)
     assert "no run folder" in refused(capsys, evaluate, tmp_path / "other", *score[1:])
+
+
+def test_a_run_goes_on_with_its_own_images_only(capsys, copied: Path, tmp_path: Path) -> None:
+    flags = [*RUN, "--data-dir", copied, "--logs-dir", tmp_path / "run", "--iters", "2"]
+    train([*map(str, flags), "--epochs", "1"])
+    moved = copied.rename(tmp_path / "moved")
+    flags[flags.index(copied)] = moved
+    images = sorted((moved / "bounding_box_train").iterdir())
+    gone = images[5].rename(tmp_path / images[5].name)
+    count = len(images)
+    found = refused(capsys, train, *flags, "--resume")
+    assert f"has {count - 1} training images, and {count} when the run in" in found
+    other = gone.rename(images[5].with_stem(images[5].stem + "0"))
+    assert "has training images of other names" in refused(capsys, train, *flags, "--resume")
+    other.rename(images[5])
+    train([*map(str, flags), "--resume"])
+    assert run_folder.load(tmp_path / "run")["at"]["epoch"] == 2
+
+
+def test_a_run_goes_on_where_float16_needs_a_scaler(people: Path, tmp_path: Path, monkeypatch) -> None:
+    flags = [*RUN, "--data-dir", str(people), "--logs-dir", str(tmp_path / "run"), "--epochs", "1", "--iters", "2"]
+    train(flags)
+    assert not run_folder.load(tmp_path / "run")["scaler"]
+    monkeypatch.setattr(parts, "amp_dtype", lambda *_: torch.float16)
+    assert parts.build(parse([*flags, "--resume"])[0]).scaler.is_enabled()
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(capsys, people: Path, tmp_path: Path, monkeypatch) -> None:

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,10 @@ from inputs import TINY, argv, rows_of
 
 from reid_fast import epoch
 from reid_fast import train as driver
+from reid_fast.command_line import parse
 from reid_fast.errors import Stopped
+from reid_fast.ranks import Ranks
+from reid_fast.run import together
 from reid_fast.stop import Stop
 
 RUN = argv(**TINY | {"arch": "tiny"}, iters=5, epochs=2, workers=1)
@@ -87,6 +92,31 @@ def test_what_nobody_has_dealt_with_ends_behind_the_steps():
     with pytest.raises(Stopped) as stopped:
         steps()
     assert stopped.value.code == 143
+
+
+def test_a_second_signal_does_not_cut_what_the_first_one_has_begun():
+    saved = []
+
+    def work():
+        with Stop().listening() as _, saving():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    @contextmanager
+    def saving():
+        try:
+            yield
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            saved.append(True)
+
+    with pytest.raises(Stopped):
+        work()
+    assert saved
+
+
+def test_one_process_alone_has_no_deadline():
+    with together(parse(RUN)[0], Ranks.from_environment()):
+        assert "deadline" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_process_that_waits_for_a_library_ends_when_its_time_is_over():

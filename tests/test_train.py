@@ -222,5 +222,5 @@ def test_an_epoch_whose_clusters_do_not_fill_a_batch_goes_on(people, tmp_path, c
     flags = [*RUN, "--data-dir", str(people), "--epochs", "1", "-b", "256", "--bn-group", "64"]
     train([*flags, "--logs-dir", str(tmp_path / "run")])
     said = capsys.readouterr().out
-    assert said.count("each do not fill a batch of 256, which therefore has more of each") == 1
+    assert said.count("each, which do not fill a batch of 256: it has more of each") == 1
     assert math.isfinite(rows_of(tmp_path / "run")[1]["loss"])

@@ -36,6 +36,8 @@ class ReportConfig:
     """show clusters and mistakes where the data set is at hand"""
     data_dir: Path | None = None
     """the data set's folder, if it is not where it was in training"""
+    source_dir: Path | None = None
+    """the same of a run's --source"""
     workers: Annotated[Count, Short("-j")] = 2
     """CPU threads that decode images"""
     device: str = "auto"
@@ -64,10 +66,12 @@ def report(config: ReportConfig) -> Path:
     console = Console()
     runs = read_runs(config.runs)
     output = config.output or (runs[0].folder if len(runs) == 1 else Path()) / "report.html"
-    run_folder.check_parent(output)
+    run_folder.check_output(output)
+
+    folders = {"data_dir": config.data_dir, "source_dir": config.source_dir}
 
     def seen_of(run: RunRecord) -> Seen:
-        return look(run, data_dir=config.data_dir, device=config.device, threads=config.workers, console=console)
+        return look(run, folders, device=config.device, threads=config.workers, console=console)
 
     seen = [seen_of(run) if config.pictures else None for run in runs]
     text = report_page(runs, seen)

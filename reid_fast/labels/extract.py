@@ -62,6 +62,6 @@ def extract(
     if len(broken):
         raise UserError(
             f"the feature of {files.paths[int(broken[0])]} is not finite ({len(broken)} in all): "
-            "the weights are broken; restart from an earlier checkpoint, with a lower --lr or without --amp"
+            "the weights are broken: train with a lower --lr or without --amp"
         )
     return features

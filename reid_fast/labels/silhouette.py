@@ -29,12 +29,12 @@ def silhouette(features: Tensor, labels: np.ndarray) -> float:
         labels: [N] int64; -1, or a label of its own, is an outlier.
 
     Returns:
-        In -1..1; 0 with fewer than two clusters.
+        In -1..1; -1, the least, with fewer than two clusters: an encoder that tells nobody apart is never the best.
     """
     inside = in_company(labels)
     clusters, own = np.unique(labels[inside], return_inverse=True)
     if len(clusters) < 2:
-        return 0.0
+        return -1.0
     dense = np.full(len(labels), -1)
     dense[inside] = own
     means, counts = class_means(features, to_device(dense, features.device), len(clusters))

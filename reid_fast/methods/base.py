@@ -16,7 +16,7 @@ from torch import Tensor
 from reid_fast import clustering
 from reid_fast.clustering.jaccard import Neighbours
 from reid_fast.config import Config, Overlay
-from reid_fast.data.images import Batch, Rule, View, epoch_plan, other_cameras
+from reid_fast.data.images import Batch, Rule, View, epoch_plan, images_of_pass, other_cameras
 from reid_fast.data.sets import ImageSet, TrainingSet
 from reid_fast.errors import UserError
 from reid_fast.memories import PrototypeMemory, Update, VaryingBuffers, label_means
@@ -149,11 +149,19 @@ class Method(VaryingBuffers, ABC):
 
     def plan_epoch(self, labels: np.ndarray, epoch: int) -> np.ndarray:
         """[iters, B] the batches of an epoch, as indices into `images`. With a source [iters, 2B], its images first."""
-        plan = self._plan(self.images.target, labels, epoch, self.config.iters)
+        plan = self._plan(self.images.target, self.sampled_classes(labels), epoch, self.config.iters)
         if self.images.source is None:
             return plan
         of_source = self._plan(self.images.source, self.images.source.pids, epoch, len(plan))
         return np.concatenate([of_source, self.images.first + plan], axis=1)
+
+    def sampled_classes(self, labels: np.ndarray) -> np.ndarray:
+        """[N] the classes, each with `--num-instances` images, that batches are made of; -1 takes no part."""
+        return labels
+
+    def images_of_pass(self, labels: np.ndarray) -> int:
+        """How many images one pass over all classes gives: where they fill no batch, a batch has several passes."""
+        return images_of_pass(self.sampled_classes(labels), self.config.num_instances, self.sampling_rule)
 
     def _plan(self, images: ImageSet, labels: np.ndarray, epoch: int, iters: int) -> np.ndarray:
         config = self.config

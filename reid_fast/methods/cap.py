@@ -58,9 +58,8 @@ class CameraAwareProxies(Method):
     def fill_memory(self, features: Tensor, labels: np.ndarray) -> None:
         self.proxies.fill(features, labels, self.images.target.cams)
 
-    def plan_epoch(self, labels: np.ndarray, epoch: int) -> np.ndarray:
-        _, proxies = number_proxies(labels, self.images.target.cams)
-        return super().plan_epoch(proxies, epoch)
+    def sampled_classes(self, labels: np.ndarray) -> np.ndarray:
+        return number_proxies(labels, self.images.target.cams)[1]
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config

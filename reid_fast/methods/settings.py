@@ -67,7 +67,7 @@ class CommunitySettings(Config):
 
     cluster: Literal["dbscan", "hdbscan", "infomap"] = "dbscan"
     """how images are clustered: dbscan and hdbscan by Jaccard distance, infomap by cosine similarity"""
-    min_cluster: Count = 5
+    min_cluster: Annotated[int, Interval(2)] = 5
     """--cluster hdbscan and infomap: images of the smallest cluster"""
     min_similarity: Annotated[float, Interval(-1, 1)] = 0.5
     """--cluster infomap: least cosine similarity that links two images"""

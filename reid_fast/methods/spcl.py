@@ -59,10 +59,13 @@ class SelfPacedContrast(Method):
     def extract_features(self, extract: Extract) -> Tensor:
         """The target's rows of the memory, which the first epoch fills from the initial encoder.
 
-        With `--refill` every epoch fills them, from the encoder of that time.
+        With `--refill` every epoch fills them, from the encoder of that time. The source's rows stay: its images are
+        encoded with their own BatchNorm in training, with the target's elsewhere.
         """
-        if self.config.refill or not len(self.memory.rows):
+        if not len(self.memory.rows):
             self.memory.fill(torch.cat([self.source_centroids(extract), extract(self.model)]))
+        elif self.config.refill:
+            self.memory.fill(torch.cat([self.memory.rows[: self.images.source_classes], extract(self.model)]))
         return self.memory.rows[self.images.source_classes :]
 
     def assign_labels(self, graph: sparse.csr_matrix, epoch: int) -> np.ndarray:

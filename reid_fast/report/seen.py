@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reid_fast import run_folder
 from reid_fast.clock import Clock
-from reid_fast.command_line import parse
+from reid_fast.command_line import flags, parse
 from reid_fast.config import Config
 from reid_fast.console import Console
 from reid_fast.data.images import NORMALISATIONS, ImageStream
@@ -25,10 +25,11 @@ from reid_fast.labels.extract import extract
 from reid_fast.labels.neighbours import find_neighbours
 from reid_fast.methods import new_method
 from reid_fast.models.encoder import Encoder
+from reid_fast.ranks import ALONE
 from reid_fast.report.clusters import Clusters, pick_clusters
 from reid_fast.report.mistakes import Mistake, hardest
 from reid_fast.report.runs import RunRecord
-from reid_fast.run import open_data
+from reid_fast.run import computing, open_data
 
 T = TypeVar("T")
 
@@ -48,26 +49,26 @@ class Seen:
     mistakes: list[Mistake] | str
 
 
-def look(run: RunRecord, *, data_dir: Path | None, device: str, threads: int, console: Console) -> Seen:
+def look(run: RunRecord, folders: Mapping[str, Path | None], *, device: str, threads: int, console: Console) -> Seen:
     """Open the run's data, cluster it once more if the checkpoint has no labels, and rank its test set.
 
     Nothing in the run folder changes.
 
     Args:
         run: whose.
-        data_dir: where its data set is; None: where it was in training.
+        folders: where its data sets are, as its settings of this name say it; None: where they were in training.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads that decode images.
         console: shows progress bars and what was found.
 
     Raises:
-        UserError: `data_dir` was given and does not hold the set.
+        UserError: a folder was given and does not hold the set.
     """
     try:
-        config = _config(run, data_dir)
+        config = _config(run, folders)
         data, images = open_data(replace(config, workers=threads), console)
     except UserError as error:
-        if data_dir is not None:
+        if any(folders.values()):
             raise
         sentence = f"This needs the run's images: {error}."
         return Seen(sentence, 0, sentence)
@@ -86,8 +87,9 @@ def look(run: RunRecord, *, data_dir: Path | None, device: str, threads: int, co
         labels, epoch = _labels(run.folder, config, images, place, features_of, console)
         return pick_clusters(labels, images.target)
 
-    found = _or_why_not(clusters)
-    return Seen(found, epoch, _or_why_not(lambda: _mistakes(run.folder, data, place, features_of)))
+    with computing(config, ALONE):  # with as many threads as in training, for the same bits
+        found = _or_why_not(clusters)
+        return Seen(found, epoch, _or_why_not(lambda: _mistakes(run.folder, data, place, features_of)))
 
 
 def _or_why_not(part: Callable[[], T]) -> T | str:
@@ -97,9 +99,9 @@ def _or_why_not(part: Callable[[], T]) -> T | str:
         return f"This cannot be shown: {error}."
 
 
-def _config(run: RunRecord, data_dir: Path | None) -> Config:
-    where = [] if data_dir is None else ["--data-dir", str(data_dir)]
-    return parse(["--config", str(run.folder / "config.json"), *where])[0]
+def _config(run: RunRecord, folders: Mapping[str, Path | None]) -> Config:
+    given = flags({name: folder for name, folder in folders.items() if folder is not None})
+    return parse(["--config", str(run.folder / "config.json"), *given])[0]
 
 
 def _labels(
@@ -114,12 +116,10 @@ def _labels(
     if not (folder / "last.pt").exists():
         raise UserError(f"{folder} holds no last.pt, whose state gives the clusters: keep it, or train again")
     state = run_folder.load(folder)
-    run_folder.check_same(state, config, folder)
+    run_folder.check_same(state, config, images.fingerprints(), folder)
     epoch: int = state["at"]["epoch"]
     labels: Tensor | None = state["at"]["labels"]
     if labels is not None:
-        if len(labels) != len(images.target):
-            raise UserError(f"{folder} has labels of {len(labels)} images, and the data set {len(images.target)} now")
         return labels.numpy(), epoch + 1
     method = new_method(replace(config, weights="none"), images)
     try:

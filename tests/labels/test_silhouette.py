@@ -62,8 +62,8 @@ def test_clusters_that_are_apart_score_more_than_mixed_ones_and_outliers_cost():
 
 
 @pytest.mark.parametrize("labels", [[-1] * 6, [0] * 6, [0, 1, 2, 3, 4, 5], [0, 0, 0, 1, -1, -1]])
-def test_less_than_two_clusters_score_nothing(labels):
-    assert silhouette(torch.from_numpy(planted(6, 4)), np.array(labels)) == 0
+def test_less_than_two_clusters_score_least(labels):
+    assert silhouette(torch.from_numpy(planted(6, 4)), np.array(labels)) == -1
 
 
 def test_equal_images_divide_by_nothing():

@@ -55,6 +55,16 @@ def test_classes_number_the_target_after_the_source(make):
     assert classes.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, -1, 5, 5, 3]
 
 
+def test_a_refill_keeps_what_the_source_has_learnt(make):
+    method = make("spcl", refill=True)
+    stepped(method, phi(8, 2.0), LABELS)
+    learnt = method.memory.rows[:3].clone()
+    assert not torch.equal(learnt, torch.stack([F.normalize(SOURCE[k == PIDS].mean(0), dim=0) for k in range(3)]))
+    again = unit_phi(8, 0.9)
+    assert torch.equal(method.extract_features(lambda encoder: again), again)
+    assert torch.equal(method.memory.rows, torch.cat([learnt, again]))
+
+
 def test_cluster_contrast_over_a_joint_memory(make):
     method = make("cc")
     centroids = [F.normalize(SOURCE[k == PIDS].mean(0), dim=0) for k in range(3)]

@@ -153,7 +153,7 @@ def test_clusters_are_those_that_the_next_epoch_would_train_with(runs, tmp_path,
     copy = tmp_path / "copy"
     shutil.copytree(runs[number], copy)
     (record,) = read_runs([runs[number]])
-    seen = look(record, data_dir=None, device="cpu", threads=2, console=Console(quiet=True))
+    seen = look(record, {}, device="cpu", threads=2, console=Console(quiet=True))
     assert seen.epoch == 3
     flags = ["--config", copy / "config.json", "--logs-dir", copy, "--resume", "--epochs", "3"]
     going_on = build(parse([str(flag) for flag in flags])[0])
@@ -168,12 +168,12 @@ def test_labels_of_an_epoch_under_way_are_taken_as_they_are(runs, tmp_path):
     state["at"]["labels"] = torch.arange(images) // 5
     run_folder.save(copy, {key: value for key, value in state.items() if key != "format"})
     (record,) = read_runs([copy])
-    seen = look(record, data_dir=None, device="cpu", threads=2, console=Console(quiet=True))
+    seen = look(record, {}, device="cpu", threads=2, console=Console(quiet=True))
     assert seen.clusters.pure_count + seen.clusters.mixed_count == -(-images // 5) - (images % 5 == 1)
-    state["at"]["labels"] = torch.zeros(3, dtype=torch.int64)
+    state["images"]["dataset"] = 3, "other names"
     run_folder.save(copy, {key: value for key, value in state.items() if key != "format"})
-    seen = look(record, data_dir=None, device="cpu", threads=2, console=Console(quiet=True))
-    assert "has labels of 3 images" in seen.clusters
+    seen = look(record, {}, device="cpu", threads=2, console=Console(quiet=True))
+    assert f"has {images} training images, and 3 when the run" in seen.clusters
 
 
 def test_without_the_images_or_the_checkpoint_a_page_says_so(runs, tmp_path, capsys):
@@ -192,6 +192,18 @@ def test_without_the_images_or_the_checkpoint_a_page_says_so(runs, tmp_path, cap
     assert text.count("This needs the run's images") == 2
     assert "gone does not exist" in text
     assert "gone too does not exist" in refused(capsys, main, copy, "--data-dir", tmp_path / "gone too")
+    assert f"{copy} is a folder" in refused(capsys, main, copy, "-o", copy)
+
+
+def test_both_sets_of_a_run_may_have_moved(people, market_folder, tmp_path, capsys):
+    source = tmp_path / "source"
+    source.symlink_to(people)
+    flags = argv(**TINY, iters=2, epochs=1, data_dir=people, source="market1501", source_dir=source)
+    train([*flags, "--method", "cc", "--data-dir", str(market_folder), "--logs-dir", str(tmp_path / "run")])
+    source.rename(tmp_path / "moved")
+    assert "source does not exist" in refused(capsys, main, tmp_path / "run", "--data-dir", market_folder)
+    run(tmp_path / "run", "--data-dir", market_folder, "--source-dir", tmp_path / "moved")
+    assert "source does not exist" not in Page((tmp_path / "run/report.html").read_text()).text
 
 
 def test_a_run_without_identities_shows_its_largest_clusters(people, tmp_path):

@@ -49,7 +49,7 @@ def verify(config: VerifyConfig) -> None:
     if config.dataset is not None and config.dataset not in SIZES:
         raise UserError(f"--dataset {config.dataset} is not known: choose from {', '.join(SIZES)}")
     if config.json is not None:
-        run_folder.check_parent(config.json)
+        run_folder.check_output(config.json)
     console = Console()
     try:
         found = survey(config.data_dir, config.dataset, config.pattern, console=console)

@@ -6,7 +6,14 @@ from reid_fast.data.images.image_files import ImageFiles
 from reid_fast.data.images.loader import Batch, Loader, open_loader
 from reid_fast.data.images.normalisation import IMAGENET, NORMALISATIONS, Normalisation
 from reid_fast.data.images.open import open_files
-from reid_fast.data.images.sampler import Rule, class_uniform, epoch_plan, more_cameras, other_cameras
+from reid_fast.data.images.sampler import (
+    Rule,
+    class_uniform,
+    epoch_plan,
+    images_of_pass,
+    more_cameras,
+    other_cameras,
+)
 from reid_fast.data.images.stream import ImageStream, undecodable
 
 __all__ = [
@@ -22,6 +29,7 @@ __all__ = [
     "View",
     "class_uniform",
     "epoch_plan",
+    "images_of_pass",
     "more_cameras",
     "open_files",
     "open_loader",

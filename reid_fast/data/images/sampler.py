@@ -104,6 +104,13 @@ def epoch_plan(
     return plan
 
 
+def images_of_pass(labels: np.ndarray, num_instances: int, rule: Rule) -> int:
+    """How many images a pass of `epoch_plan` visits."""
+    counts = np.bincount(labels[labels >= 0])
+    alone = int((counts == 1).sum())
+    return num_instances * int((counts > 1).sum()) + alone * (1 if rule is other_cameras else num_instances)
+
+
 def _members_by_label(labels: np.ndarray) -> list[np.ndarray]:
     order = np.argsort(labels, kind="stable")
     order = order[labels[order] >= 0]

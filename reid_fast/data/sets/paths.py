@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -180,6 +181,19 @@ class Paths(Sequence[Path]):
         mask = self._lie_in(common)
         mask[mask] = [text in theirs for text in self.select(mask).texts()]
         return mask
+
+    def fingerprint(self) -> str:
+        """Of the names in their order, below the folder that has them all: a set that is moved whole keeps its own."""
+        used, folder = np.unique(self._folder, return_inverse=True)
+        folders = [os.path.abspath(self._folders[number]) for number in used]
+        above = os.path.commonpath(folders) if folders else ""
+        below = [os.path.relpath(path, above) for path in folders]
+        order = sorted(range(len(below)), key=below.__getitem__)
+        digest = hashlib.blake2b(repr([below[number] for number in order]).encode(errors="surrogateescape"))
+        for part in (np.argsort(order)[folder], self._bounds):
+            digest.update(np.asarray(part, "<i8").tobytes())
+        digest.update(self._names)
+        return digest.hexdigest()[:32]
 
     def _each_folder(self) -> Iterator[str]:
         return (self._folders[number] for block in _blocks(self._folder) for number in block.tolist())

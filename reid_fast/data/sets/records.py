@@ -133,6 +133,11 @@ class TrainingSet:
         pids, cams = (np.concatenate([getattr(part, name) for part in parts]) for name in ("pids", "cams"))
         return ImageSet(self.source.paths + self.target.paths, pids, cams)
 
+    def fingerprints(self) -> dict[str, tuple[int, str]]:
+        """How many images there are by these names, for each domain: labels and plans count them."""
+        parts = {"dataset": self.target, "source": self.source}
+        return {name: (len(part), part.paths.fingerprint()) for name, part in parts.items() if part is not None}
+
     @property
     def first(self) -> int:
         """Index of the first target image."""

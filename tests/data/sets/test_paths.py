@@ -79,3 +79,14 @@ def test_a_pickle_holds_what_it_must():
 def test_a_path_takes_its_name_and_a_few_bytes():
     many = Paths.grouped((f"a/long/way/down/to/folder{i}/", [f"{j:012d}.jpg" for j in range(1000)]) for i in range(100))
     assert many.nbytes <= 100_000 * (16 + 8) + 100
+
+
+def test_a_fingerprint_is_of_names_and_order_wherever_the_folder_lies():
+    names = ["a/1.jpg", "a/2.jpg", "b/1.jpg"]
+    found = Paths.of(f"/here/{name}" for name in names).fingerprint()
+    rows = Paths.of(f"/else/where/{name}" for name in ["c/0.jpg", *reversed(names)])
+    assert rows.select(np.array([3, 2, 1])).fingerprint() == found  # in other arrays
+    assert Paths.of(["/x/a/1.jpg"]).fingerprint() == Paths.of(["1.jpg"]).fingerprint()
+    others = [names[::-1], names[:2], ["a/1.jpg", "a/2.jpg", "c/1.jpg"], ["a/1.jpg", "b/2.jpg", "b/1.jpg"], []]
+    assert len({found, *(Paths.of(f"/here/{name}" for name in other).fingerprint() for other in others)}) == 6
+    assert PATHS.fingerprint() != PATHS[:7].fingerprint()
