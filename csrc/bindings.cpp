@@ -103,11 +103,14 @@ py::tuple py_knn_in_lists(const CArray<float>& rows, int k, const CArray<int32_t
                         to_numpy(std::move(found.similarity), {features.n, k}));
 }
 
-py::array_t<float> py_farthest(const CArray<float>& rows, int64_t begin, int64_t end, const std::string& kernel) {
+py::tuple py_knn_and_farthest(const CArray<float>& rows, int k, int64_t begin, int64_t end, const std::string& kernel) {
   const Features features = features_of(rows);
+  require((k >= 2 || features.n == 1) && 1 <= k && k <= features.n, "k must lie in 2..N, or be 1 of 1 row");
   require(0 <= begin && begin <= end && end <= features.n, "rows [begin, end) must lie in 0..N");
-  Array<float> found = without_gil([&](const Run& run) { return farthest(features, begin, end, kernel, run); });
-  return to_numpy(std::move(found), {end - begin});
+  auto found = without_gil([&](const Run& run) { return knn_and_farthest(features, k, begin, end, kernel, run); });
+  return py::make_tuple(to_numpy(std::move(found.first.index), {end - begin, k}),
+                        to_numpy(std::move(found.first.similarity), {end - begin, k}),
+                        to_numpy(std::move(found.second), {end - begin}));
 }
 
 void require_sound(const Ranking& ranking) {
@@ -268,8 +271,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("knn_in_lists", &py_knn_in_lists, py::arg("rows").noconvert(), py::arg("k"),
              py::arg("members").noconvert(), py::arg("start").noconvert(), py::arg("near_start").noconvert(),
              py::arg("near").noconvert());
-  module.def("farthest", &py_farthest, py::arg("rows").noconvert(), py::arg("begin"), py::arg("end"),
-             py::arg("kernel") = "auto");
+  module.def("knn_and_farthest", &py_knn_and_farthest, py::arg("rows").noconvert(), py::arg("k"), py::arg("begin"),
+             py::arg("end"), py::arg("kernel") = "auto");
   module.def("reranking_weights", &py_reranking_weights, py::arg("rows").noconvert(), py::arg("index").noconvert(),
              py::arg("similarity").noconvert(), py::arg("smallest").noconvert(), py::arg("half"), py::arg("k2"));
   module.def("jaccard_rows", &py_jaccard_rows, py::arg("start").noconvert(), py::arg("index").noconvert(),

@@ -12,6 +12,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace reid_fast {
@@ -140,8 +141,10 @@ std::vector<std::string> similarity_kernels();
 // Step 1: rows [begin, end) of the exact kNN by (similarity descending, index ascending), the row itself first.
 Neighbours knn(const Features& features, int k, int64_t begin, int64_t end, const std::string& kernel, const Run& run);
 
-// For re-ranking: the smallest cosine of each of the rows [begin, end) with another row.
-Array<float> farthest(const Features& features, int64_t begin, int64_t end, const std::string& kernel, const Run& run);
+// For re-ranking: the same, k at least 2 unless there is one row, and the smallest cosine of each of the rows with
+// another.
+std::pair<Neighbours, Array<float>> knn_and_farthest(const Features& features, int k, int64_t begin, int64_t end,
+                                                     const std::string& kernel, const Run& run);
 
 // Rows apart in lists, and which lists are looked at together.
 struct Lists {

@@ -9,6 +9,12 @@
 #include <immintrin.h>
 #if (defined(__clang__) && __clang_major__ >= 16) || (!defined(__clang__) && __GNUC__ >= 12)
 #define REID_X86_BF16 1  // compilers that know the instructions and how to ask for them
+#ifdef __linux__
+#define REID_X86_AMX 1
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 #endif
 
@@ -33,8 +39,79 @@ void multiply_portable(const uint32_t* a, const uint32_t* b, int64_t steps, floa
 bool has_avx512() { return __builtin_cpu_supports("avx512f"); }
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
+#ifdef REID_X86_AMX
+// Tiles of 16 rows of 16 words: of C, of A with a row of C's each, of B with two columns of A's each in a row. B's are
+// panels as they are packed; A's are transposed once for many products.
+
+constexpr int kTile = 16;
+constexpr int kThird = kPanel / kTile;
+
+// Linux gives a process the tiles when it asks for them.
+bool has_amx() {
+  static const bool granted = [] {
+    constexpr unsigned kBf16AndTiles = 1u << 22 | 1u << 24;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    unsigned a, b, c, d = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kBf16AndTiles) != kBf16AndTiles) return false;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return granted;
+}
+
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, first_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+
+  constexpr TileShapes() {
+    for (int tile = 0; tile < 7; ++tile) {
+      row_bytes[tile] = kTile * sizeof(uint32_t);
+      rows[tile] = kTile;
+    }
+  }
+};
+
+// Not on the stack: GCC's intrinsic does not say that it reads all of it.
+constexpr TileShapes kShapes;
+
+__attribute__((target("amx-tile"))) void begin_amx() { _tile_loadconfig(&kShapes); }
+
+__attribute__((target("amx-tile"))) void end_amx() { _tile_release(); }
+
+void arrange_amx(const uint32_t* panel, int64_t steps, uint32_t* out) {
+  for (int64_t s = 0; s < steps; s += kTile, panel += kTile * kPanel) {
+    for (int r = 0; r < kPanel; ++r) {
+      for (int t = 0; t < kTile; ++t) *out++ = panel[t * kPanel + r];
+    }
+  }
+}
+
+__attribute__((target("amx-tile,amx-bf16"))) void multiply_amx(const uint32_t* a, const uint32_t* b, int64_t steps,
+                                                               float* c) {
+  constexpr int kAcross = kPanel * sizeof(uint32_t), kAlong = kTile * sizeof(uint32_t);
+  for (int third = 0; third < kThird; ++third, a += kTile * kTile, c += kTile * kPanel) {
+    _tile_loadd(0, c, kAcross);
+    _tile_loadd(1, c + kTile, kAcross);
+    _tile_loadd(2, c + 2 * kTile, kAcross);
+    for (int64_t s = 0; s < steps; s += kTile) {
+      _tile_loadd(3, a + s * kPanel, kAlong);
+      _tile_loadd(4, b + s * kPanel, kAcross);
+      _tile_dpbf16ps(0, 3, 4);
+      _tile_loadd(5, b + s * kPanel + kTile, kAcross);
+      _tile_dpbf16ps(1, 3, 5);
+      _tile_loadd(6, b + s * kPanel + 2 * kTile, kAcross);
+      _tile_dpbf16ps(2, 3, 6);
+    }
+    _tile_stored(0, c, kAcross);
+    _tile_stored(1, c + kTile, kAcross);
+    _tile_stored(2, c + 2 * kTile, kAcross);
+  }
+}
+#endif
+
 #ifdef REID_X86_BF16
-bool has_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+// Intel's processors take two turns for what AMD's do in one, and are faster in fp32.
+bool has_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel"); }
 
 __attribute__((target("avx512f,avx512bf16"))) void multiply_bf16(const uint32_t* a, const uint32_t* b, int64_t steps,
                                                                  float* c) {
@@ -115,13 +192,16 @@ __attribute__((target("avx2,fma"))) void multiply_avx2(const uint32_t* a, const 
 // Fastest first.
 const Kernel kKernels[] = {
 #ifdef REID_X86
+#ifdef REID_X86_AMX
+    {"amx", true, kTile, 6, has_amx, multiply_amx, arrange_amx, begin_amx, end_amx},
+#endif
 #ifdef REID_X86_BF16
-    {"avx512bf16", true, has_bf16, multiply_bf16},
+    {"avx512bf16", true, 1, 3, has_bf16, multiply_bf16},
 #endif
-    {"avx512", false, has_avx512, multiply_avx512},
-    {"avx2", false, has_avx2, multiply_avx2},
+    {"avx512", false, 1, 3, has_avx512, multiply_avx512},
+    {"avx2", false, 1, 3, has_avx2, multiply_avx2},
 #endif
-    {"portable", false, always, multiply_portable},
+    {"portable", false, 1, 3, always, multiply_portable},
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 // twice a proven error bound of the k-th best product. The fp32 `dot` settles them. Products are symmetric, so a panel
 // pair serves both its rows and its columns. Of rows that are equal to the bit one is searched and found for all.
 #include <numeric>
+#include <optional>
 
 #include "cpu/candidates.h"
 #include "cpu/dot.h"
@@ -13,18 +14,58 @@
 namespace reid_fast {
 namespace {
 
-constexpr int64_t kStripe = 3;   // panels of rows that stay in the second-level cache
 constexpr int64_t kDepth = 128;  // steps of a panel that stay in the first-level cache
 constexpr int64_t kChunk = 512;  // panels of columns between two looks at an interrupt
 constexpr int64_t kRows = 64;    // rows settled in one go
 
-void multiply(const Kernel& kernel, const Panels& panels, int64_t p, int64_t q, float* product) {
-  std::fill(product, product + kPanel * kPanel, 0.0f);
-  for (int64_t step = 0; step < panels.steps(); step += kDepth) {
-    kernel.multiply(panels.panel(p) + step * kPanel, panels.panel(q) + step * kPanel,
-                    std::min(kDepth, panels.steps() - step), product);
+struct Range {
+  int64_t begin, end;
+};
+
+// A thread's products of a stripe of panels with others.
+class Products {
+ public:
+  Products(const Kernel& kernel, const Panels& panels)
+      : kernel_(kernel),
+        panels_(panels),
+        left_(kernel.arrange ? kernel.stripe * size() : 0),
+        product_(kPanel * kPanel) {}
+
+  // Calls `use(p, q, product)` for the panels p of the stripe and the others q of which `wanted(p, q)` says so.
+  template <class Wanted, class Use>
+  void each(Range stripe, Range others, Wanted wanted, Use use) {
+    if (kernel_.arrange) {
+      for (int64_t p = stripe.begin; p < stripe.end; ++p) {
+        kernel_.arrange(panels_.panel(p), panels_.steps(), left_.data() + (p - stripe.begin) * size());
+      }
+    }
+    if (kernel_.begin) kernel_.begin();
+    for (int64_t q = others.begin; q < others.end; ++q) {
+      for (int64_t p = stripe.begin; p < stripe.end; ++p) {
+        if (!wanted(p, q)) continue;
+        multiply(kernel_.arrange ? left_.data() + (p - stripe.begin) * size() : panels_.panel(p), panels_.panel(q));
+        use(p, q, product_.data());
+      }
+    }
+    if (kernel_.end) kernel_.end();
   }
-}
+
+ private:
+  int64_t size() const { return panels_.steps() * kPanel; }
+
+  void multiply(const uint32_t* left, const uint32_t* right) {
+    std::fill(product_.begin(), product_.end(), 0.0f);
+    for (int64_t step = 0; step < panels_.steps(); step += kDepth) {
+      kernel_.multiply(left + step * kPanel, right + step * kPanel, std::min(kDepth, panels_.steps() - step),
+                       product_.data());
+    }
+  }
+
+  const Kernel& kernel_;
+  const Panels& panels_;
+  std::vector<uint32_t> left_;  // the stripe, as the kernel wants it
+  std::vector<float> product_;
+};
 
 REID_VECTOR_VARIANTS void negate(float* product) {
   for (int t = 0; t < kPanel * kPanel; ++t) product[t] = -product[t];
@@ -57,37 +98,37 @@ void select(const float* product, int64_t p, int64_t q, bool both, Candidates& c
   }
 }
 
-struct Range {
-  int64_t begin, end;
-};
+// What is looked for in one go, the nearest first.
+using Wanted = std::vector<Candidates*>;
 
-// Multiplies a stripe of panels with others, once for a pair of which both are among `own`.
-void multiply_stripe(const Kernel& kernel, const Panels& panels, Range stripe, Range others, Range own, float* product,
-                     Candidates& candidates) {
-  for (int64_t q = others.begin; q < others.end; ++q) {
-    const bool shared = own.begin <= q && q < own.end;
-    for (int64_t p = stripe.begin; p < stripe.end; ++p) {
-      if (shared && q < p) continue;
-      multiply(kernel, panels, p, q, product);
-      if (candidates.sense() != kNearest) negate(product);
-      select(product, p, q, shared && p < q, candidates);
-    }
-  }
+// Offers the products of a stripe of panels with others, once for a pair of which both are among `own`.
+void offer_stripe(Products& products, Range stripe, Range others, Range own, const Wanted& wanted) {
+  const auto shared = [&](int64_t q) { return own.begin <= q && q < own.end; };
+  products.each(
+      stripe, others, [&](int64_t p, int64_t q) { return !shared(q) || p <= q; },
+      [&](int64_t p, int64_t q, float* product) {
+        float sense = kNearest;
+        for (Candidates* candidates : wanted) {
+          if (candidates->sense() != sense) negate(product);
+          sense = candidates->sense();
+          select(product, p, q, shared(q) && p < q, *candidates);
+        }
+      });
 }
 
-Range stripe_of(int64_t number, Range of) {
-  const int64_t first = of.begin + number * kStripe;
-  return {first, std::min(first + kStripe, of.end)};
+Range stripe_of(int64_t number, Range of, const Kernel& kernel) {
+  const int64_t first = of.begin + number * kernel.stripe;
+  return {first, std::min(first + kernel.stripe, of.end)};
 }
 
-void collect(const Kernel& kernel, const Panels& panels, Range own, const Run& run, Candidates& candidates) {
-  const int64_t stripes = (own.end - own.begin + kStripe - 1) / kStripe;
+void collect(const Kernel& kernel, const Panels& panels, Range own, const Run& run, const Wanted& wanted) {
+  const int64_t stripes = (own.end - own.begin + kernel.stripe - 1) / kernel.stripe;
   const int64_t chunks = (panels.count() + kChunk - 1) / kChunk;
   parallel_blocks(stripes * chunks, 1, run, [&] {
-    return [&, product = std::vector<float>(kPanel * kPanel)](int64_t item, int64_t) mutable {
+    return [&, products = Products(kernel, panels)](int64_t item, int64_t) mutable {
       const int64_t chunk = item % chunks * kChunk;
       const Range others{chunk, std::min(chunk + kChunk, panels.count())};
-      multiply_stripe(kernel, panels, stripe_of(item / chunks, own), others, own, product.data(), candidates);
+      offer_stripe(products, stripe_of(item / chunks, own, kernel), others, own, wanted);
     };
   });
 }
@@ -238,36 +279,49 @@ Search search_of(const EqualRows& equal, int64_t n, int64_t begin, int64_t end) 
   return search;
 }
 
-// Gives `result` the k best of all other groups of equal rows, or all if they are fewer, for each of the rows
-// [begin, end).
+// Gives `result` what was found of the rows at `places`, the first `own` of which were searched for.
 template <class Written>
-void search(const Features& features, int k, float sense, int64_t begin, int64_t end, const Kernel& kernel,
-            const Run& run, Written& result) {
-  const EqualRows equal(features, run);
-  const auto [places, own] = search_of(equal, features.n, begin, end);
+void settle_all(const Features& features, const Search& search, int k, Candidates& candidates, const EqualRows& equal,
+                const Run& run, Written& result) {
   const auto write = [&](int32_t row, const std::vector<Scored>& best) { result.write(row, best, equal); };
-  const int others = static_cast<int>(std::min<int64_t>(k, equal.groups() - 1));
-  if (others == 0) {
-    if (own > 0) write(places[0], {});
-    return;
-  }
-  const Panels panels(features, places, kernel, run);
-  Candidates candidates(features, places, panels, 0, own, others, sense);
-  collect(kernel, panels, {0, (own + kPanel - 1) / kPanel}, run, candidates);
   std::vector<int32_t> rest;
-  for (int64_t place : settle(candidates, own, run, write)) rest.push_back(places[place]);
-  parallel_blocks(static_cast<int64_t>(rest.size()), kRows, run, [&, &places = places] {
+  for (int64_t place : settle(candidates, search.own, run, write)) rest.push_back(search.places[place]);
+  parallel_blocks(static_cast<int64_t>(rest.size()), kRows, run, [&] {
     return [&](int64_t from, int64_t to) {
       std::vector<std::vector<Scored>> best(to - from);
       const auto everything = [&](auto take) {
-        for (int32_t j : places) {
+        for (int32_t j : search.places) {
           if (j >= 0) take(j);
         }
       };
-      search_exhaustively(features, others, sense, rest.data() + from, static_cast<int>(to - from), everything, best);
+      search_exhaustively(features, k, candidates.sense(), rest.data() + from, static_cast<int>(to - from), everything,
+                          best);
       for (int64_t r = from; r < to; ++r) write(rest[r], best[r - from]);
     };
   });
+}
+
+// Gives `nearest` the k best of all other groups of equal rows, or all if they are fewer, and `smallest` the farthest,
+// for each of the rows [begin, end); null: it is not looked for.
+void search(const Features& features, int k, int64_t begin, int64_t end, const Kernel& kernel, const Run& run,
+            Result& nearest, Smallest* smallest = nullptr) {
+  const EqualRows equal(features, run);
+  const Search search = search_of(equal, features.n, begin, end);
+  if (equal.groups() == 1) {
+    if (search.own == 0) return;
+    nearest.write(search.places[0], {}, equal);
+    if (smallest) smallest->write(search.places[0], {}, equal);
+    return;
+  }
+  const Panels panels(features, search.places, kernel, run);
+  const int others = static_cast<int>(std::min<int64_t>(k, equal.groups() - 1));
+  Candidates near(features, search.places, panels, 0, search.own, others);
+  std::optional<Candidates> far;
+  Wanted wanted{&near};
+  if (smallest) wanted.push_back(&far.emplace(features, search.places, panels, 0, search.own, 1, kFarthest));
+  collect(kernel, panels, {0, (search.own + kPanel - 1) / kPanel}, run, wanted);
+  settle_all(features, search, others, near, equal, run, nearest);
+  if (smallest) settle_all(features, search, 1, *far, equal, run, *smallest);
 }
 
 }  // namespace
@@ -280,15 +334,16 @@ Neighbours knn(const Features& features, int k, int64_t begin, int64_t end, cons
     for (int64_t i = begin; i < end; ++i) result.write(i, {});
     return result.take();
   }
-  search(features, k - 1, kNearest, begin, end, kernel, run, result);
+  search(features, k - 1, begin, end, kernel, run, result);
   return result.take();
 }
 
-Array<float> farthest(const Features& features, int64_t begin, int64_t end, const std::string& kernel_name,
-                      const Run& run) {
-  Smallest result(features, begin, end);
-  search(features, 1, kFarthest, begin, end, kernel_named(kernel_name), run, result);
-  return result.take();
+std::pair<Neighbours, Array<float>> knn_and_farthest(const Features& features, int k, int64_t begin, int64_t end,
+                                                     const std::string& kernel_name, const Run& run) {
+  Result nearest(features, k, begin, end);
+  Smallest smallest(features, begin, end);
+  search(features, k - 1, begin, end, kernel_named(kernel_name), run, nearest, &smallest);
+  return {nearest.take(), smallest.take()};
 }
 
 Neighbours knn_in_lists(const Features& features, int k, const Lists& lists, const std::string& kernel_name,
@@ -302,7 +357,9 @@ Neighbours knn_in_lists(const Features& features, int k, const Lists& lists, con
     places.insert(places.end(), lists.row + lists.start[list], lists.row + lists.start[list + 1]);
     places.resize((places.size() + kPanel - 1) / kPanel * kPanel, -1);
     const Range panels{first_panel.back(), static_cast<int64_t>(places.size()) / kPanel};
-    for (int64_t s = 0; s * kStripe < panels.end - panels.begin; ++s) stripes.emplace_back(list, stripe_of(s, panels));
+    for (int64_t s = 0; s * kernel.stripe < panels.end - panels.begin; ++s) {
+      stripes.emplace_back(list, stripe_of(s, panels, kernel));
+    }
     first_panel.push_back(panels.end);
   }
   const Range all{0, first_panel.back()};
@@ -311,12 +368,12 @@ Neighbours knn_in_lists(const Features& features, int k, const Lists& lists, con
   const Panels panels(features, places, kernel, run);
   Candidates candidates(features, places, panels, 0, static_cast<int64_t>(places.size()), k - 1);
   parallel_blocks(static_cast<int64_t>(stripes.size()), 1, run, [&] {
-    return [&, product = std::vector<float>(kPanel * kPanel)](int64_t number, int64_t) mutable {
+    return [&, products = Products(kernel, panels)](int64_t number, int64_t) mutable {
       const auto [list, stripe] = stripes[number];
       for (int64_t e = lists.near_start[list]; e < lists.near_start[list + 1]; ++e) {
         const Range others{first_panel[lists.near[e]], first_panel[lists.near[e] + 1]};
         if (lists.near[e] < list) continue;  // has had its turn
-        multiply_stripe(kernel, panels, stripe, others, all, product.data(), candidates);
+        offer_stripe(products, stripe, others, all, {&candidates});
       }
     };
   });

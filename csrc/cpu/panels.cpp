@@ -34,7 +34,7 @@ float from_bf16(uint32_t half) {
 Panels::Panels(const Features& features, const std::vector<int32_t>& places, const Kernel& kernel, const Run& run)
     : kernel_(kernel),
       width_(features.width),
-      steps_(kernel.bf16 ? (features.width + 1) / 2 : features.width),
+      steps_(((kernel.bf16 ? (features.width + 1) / 2 : features.width) + kernel.unit - 1) / kernel.unit * kernel.unit),
       count_(static_cast<int64_t>(places.size()) / kPanel),
       words_(count_ * steps_ * kPanel),
       norm_(count_ * kPanel),

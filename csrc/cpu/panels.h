@@ -14,9 +14,16 @@ constexpr int kPanel = 48;  // rows of a panel: three 16-lane vectors
 struct Kernel {
   const char* name;
   bool bf16;
+  int unit;    // steps are a multiple of it
+  int stripe;  // panels on the left that stay in the second-level cache
   bool (*supported)();
-  // c [48, 48] += Σ_step a[step, :]ᵀ b[step, :]
+  // c [48, 48] += Σ_step a[step, :]ᵀ b[step, :], a as `arrange` leaves it
   void (*multiply)(const uint32_t* a, const uint32_t* b, int64_t steps, float* c);
+  // Steps of a panel as `multiply` wants them on its left side; null: as they are packed.
+  void (*arrange)(const uint32_t* panel, int64_t steps, uint32_t* out) = nullptr;
+  // Called in a thread before and after its products; null: nothing needs to be.
+  void (*begin)() = nullptr;
+  void (*end)() = nullptr;
 };
 
 // The kernel called `name`, or the fastest this processor has for "auto"; throws std::invalid_argument.

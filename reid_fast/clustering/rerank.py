@@ -96,8 +96,8 @@ def rerank(
     Args:
         query: [Q, D], any float type, strides and device; rows are divided by their norm here.
         gallery: [G, D]; the work is done on its device, steps 2 to 7 of docs/clustering.md on the CPU.
-        k1: neighbours of a row in the k-reciprocal sets, itself not included; more than N - 1 are clipped to that with
-            a warning.
+        k1: neighbours of a row in the k-reciprocal sets, itself not included; of fewer all others are
+            taken, with a warning.
         k2: rows averaged by query expansion, the row itself included; 1 turns it off.
         lambda_: λ in [0, 1], the share of the original distance.
         say: is told what begins.
@@ -116,11 +116,9 @@ def rerank(
     rows = _together(query, gallery)
     columns, half = min(k1 + 1, len(rows)), min(round(k1 / 2) + 1, len(rows))
     if columns <= k1:
-        warnings.warn(f"k1 = {k1} neighbours asked of {len(rows)} rows; k1 = {columns - 1} is used", stacklevel=2)
-    say(f"neighbours of {len(rows):,} images")
-    index, similarity = knn(rows, columns, group=ranks.group)
-    say(f"largest distances of {len(rows):,} images")
-    smallest = _smallest_cosines(rows, ranks)
+        warnings.warn(f"k1 = {k1} neighbours asked of {len(rows)} rows: each has {columns - 1}", stacklevel=2)
+    say(f"neighbours and largest distances of {len(rows):,} images")
+    index, similarity, smallest = _neighbours_and_smallest(rows, columns, ranks)
     say(f"k-reciprocal sets of {len(rows):,} images")
 
     def weights() -> sparse.csr_matrix:
@@ -141,25 +139,31 @@ def _arrays(matrix: sparse.csr_matrix | sparse.csc_matrix) -> tuple[np.ndarray, 
 
 def _together(query: Features, gallery: Features) -> Tensor:
     """[Q + G, D] L2-normalised rows, float32, on the gallery's device."""
-    parts = [normalised_rows(part) for part in (query, gallery)]
-    if parts[0].shape[1] != parts[1].shape[1]:
-        raise ValueError(f"query features have {parts[0].shape[1]} columns, gallery features {parts[1].shape[1]}")
-    return torch.cat([parts[0].to(parts[1].device), parts[1]])
+    first, last = normalised_rows(query), normalised_rows(gallery)
+    if first.shape[1] != last.shape[1]:
+        raise ValueError(f"query features have {first.shape[1]} columns, gallery features {last.shape[1]}")
+    return torch.cat([first.to(last.device), last])
 
 
-def _smallest_cosines(rows: Tensor, ranks: Ranks) -> Tensor:
-    """[N] float32: of each row with any row, on their device."""
+def _neighbours_and_smallest(rows: Tensor, k: int, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
+    """Ranking [N, k] and similarity [N, k] of `knn`, and each row's smallest cosine [N] with any, on their device."""
     shares = ranks.shares(len(rows))
     own = shares[ranks.rank]
     smallest = torch.empty(len(rows), device=rows.device)
     if rows.is_cuda:
+        index, similarity = knn(rows, k, group=ranks.group)
         with full_precision(rows.device):
             for part, out in zip(rows[own].split(_ROWS), smallest[own].split(_ROWS), strict=True):
                 torch.amin(part @ rows.T, 1, out=out)
     else:
-        smallest[own] = torch.from_numpy(_C.farthest(rows.numpy(), own.start, own.stop))
+        index, similarity = torch.empty(len(rows), k, dtype=torch.int32), torch.empty(len(rows), k)
+        found = _C.knn_and_farthest(rows.numpy(), k, own.start, own.stop)
+        for part, mine in zip((index, similarity, smallest), found, strict=True):
+            part[own] = torch.from_numpy(mine)
+        ranks.complete(index, shares)
+        ranks.complete(similarity, shares)
     ranks.complete(smallest, shares)
-    return smallest
+    return index, similarity, smallest
 
 
 def _squared_again(cosine: Tensor, smallest: Tensor) -> Tensor:

@@ -115,10 +115,13 @@ void check_lists(const Features& features, int k) {
 // pairs.
 void check_reranking(const Features& features, const Ranking& ranking, int k2) {
   const int64_t n = features.n;
-  const Array<float> smallest = farthest(features, 0, n, "portable", kThree);
+  if (ranking.k == 1 && n > 1) return;  // its search begins with two
+  const Array<float> smallest = knn_and_farthest(features, ranking.k, 0, n, "portable", kThree).second;
   for (const std::string& kernel : similarity_kernels()) {
-    const Array<float> part = farthest(features, n / 3, n, kernel, kThree);
+    const auto [nearest, part] = knn_and_farthest(features, ranking.k, n / 3, n, kernel, kThree);
     assert(!std::memcmp(part.begin(), &smallest[n / 3], (n - n / 3) * sizeof(float)));
+    assert(!std::memcmp(nearest.index.begin(), ranking.index + n / 3 * ranking.k,
+                        (n - n / 3) * ranking.k * sizeof(int32_t)));
   }
   for (int64_t i = 0; i < n; ++i) {
     double least = 1;

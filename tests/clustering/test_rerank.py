@@ -151,8 +151,9 @@ def test_the_smallest_cosine_of_a_row(kind, kernel):
         rows = np.repeat([rows[0], -rows[0]], [105, 106], axis=0)
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     expected = (rows.astype(np.float64) @ rows.T.astype(np.float64)).min(1)
-    np.testing.assert_allclose(_C.farthest(rows, 0, 211, kernel), expected, rtol=0, atol=3e-7)
-    np.testing.assert_array_equal(_C.farthest(rows, 50, 99, kernel), _C.farthest(rows, 0, 211, kernel)[50:99])
+    np.testing.assert_allclose(_C.knn_and_farthest(rows, 2, 0, 211, kernel)[2], expected, rtol=0, atol=3e-7)
+    part, whole = (_C.knn_and_farthest(rows, 2, *of, kernel)[2] for of in ((50, 99), (0, 211)))
+    np.testing.assert_array_equal(part, whole[50:99])
 
 
 def test_no_matrix_of_all_pairs_is_formed():
@@ -181,7 +182,7 @@ def test_what_cannot_be_ranked_is_refused():
     gallery[7] = 0
     with pytest.raises(ValueError, match="row 7 is zero"):
         reid_fast.rerank(query, gallery)
-    with pytest.warns(UserWarning, match="k1 = 20 neighbours asked of 6 rows; k1 = 5 is used"):
+    with pytest.warns(UserWarning, match="k1 = 20 neighbours asked of 6 rows: each has 5"):
         reid_fast.rerank(query, gallery[:3])
 
 
