@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,23 +78,23 @@ def _search(gallery: Tensor, queries: int, runs: int) -> Row:
 
 
 def _reranking(queries: int, gallery: int, runs: int) -> Row:
-    """Preparation and all distances, beside the dense matrices of the published code."""
+    """Distances and their scores, beside the dense matrices of the published code and theirs."""
     rows, pids = planted_features(queries + gallery, WIDTH)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1))
     ids, cams = pids[order].numpy(), np.arange(len(rows)) % 6
     query, others = rows[order[:queries]], rows[order[queries:]]
     del rows
 
-    def ours() -> Tensor:
-        made = reid_fast.rerank(query, others, K1, K2, SHARE)
-        return torch.cat([made.distances(slice(start, start + 256)) for start in range(0, queries, 256)])
-
-    def published() -> np.ndarray:
-        return published_reranking(query.numpy(), others.numpy(), K1, K2, SHARE)
-
-    def precision(distance: Tensor) -> float:
+    def precision(distances: Callable[[slice], Tensor]) -> float:
         of = ids[:queries], cams[:queries], ids[queries:], cams[queries:]
-        return score_queries(lambda rows: -distance[rows], *of, device=torch.device("cpu")).mean().mAP
+        return score_queries(lambda rows: -distances(rows), *of, device=torch.device("cpu")).mean().mAP
+
+    def ours() -> float:
+        return precision(reid_fast.rerank(query, others, K1, K2, SHARE).distances)
+
+    def published() -> float:
+        found = torch.from_numpy(published_reranking(query.numpy(), others.numpy(), K1, K2, SHARE))
+        return precision(found.__getitem__)
 
     ours()  # a warm start for the shorter one
     laps: list[Lap] = []
@@ -102,11 +102,11 @@ def _reranking(queries: int, gallery: int, runs: int) -> Row:
         found, taken = lap(ours, peak=True)
         laps.append(taken)
     theirs, beside = lap(published, peak=True)
-    scores = precision(found), precision(torch.from_numpy(theirs))
+    scores = found, theirs
     if abs(scores[0] - scores[1]) > WITHIN:
         raise SystemExit(f"retrieval: re-ranking scores {scores[0]:.6f}, the published form {scores[1]:.6f}")
     row = {"stage": "re-ranking", "n": f"{queries}+{gallery}", "D": WIDTH, "threads": torch.get_num_threads()}
-    row |= {"mAP": scores, "plain_mAP": precision(1 - query @ others.T)}
+    row |= {"mAP": scores, "plain_mAP": precision((1 - query @ others.T).__getitem__)}
     return row | {"ours": summed_up(laps), "published_dense": summed_up([beside])}
 
 
