@@ -57,12 +57,14 @@ def examine(asked: argparse.Namespace) -> None:
             print(json.dumps(found, indent=2))
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise UserError(f"{faults[0].name} does not work ({faults[0].said}){more}: {faults[0].way_out}")
-    if (said := _needs(asked)) is not None:
-        found["needs"] = said
-        if not asked.json:
-            _say_needs(said)
-    if asked.json:
-        print(json.dumps(found, indent=2))
+    try:
+        if (said := _needs(asked)) is not None:
+            found["needs"] = said
+            if not asked.json:
+                _say_needs(said)
+    finally:
+        if asked.json:
+            print(json.dumps(found, indent=2))
 
 
 def _say(title: str, group: Sequence[Finding]) -> None:

@@ -31,7 +31,7 @@ from reid_fast.retrieval import (
     same_camera,
     save_index,
 )
-from reid_fast.run_folder import write_json, write_whole
+from reid_fast.run_folder import check_output, write_json, write_whole
 
 _OWN_FILE = "A file is not in its own list."
 _RERANKED = "The order is that of k-reciprocal re-ranking (k1 20, k2 6, λ 0.3), the numbers are cosine similarities."
@@ -115,8 +115,8 @@ def _check(config: SearchConfig) -> None:
         raise UserError("--data-dir is for --dataset: --query and --gallery are paths themselves")
     for flag in ("index", "html", "png", "json"):
         path = getattr(config, flag)
-        if path is not None and not path.parent.is_dir():
-            raise UserError(f"there is no folder {path.parent} for --{flag} {path}")
+        if path is not None:
+            check_output(path)
 
 
 def _images(config: SearchConfig, console: Console) -> tuple[ImageSet, ImageSet]:

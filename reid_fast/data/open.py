@@ -21,8 +21,10 @@ from reid_fast.data.sets import (
     Paths,
     ReidSet,
     Stamps,
+    as_path,
     check_images,
     is_image,
+    is_readable,
     load_set,
     market_style,
 )
@@ -120,15 +122,15 @@ def open_images(
 
 def _listed(sources: Sequence[Path], console: Console) -> Iterator[tuple[Path, Paths, str]]:
     """By source, or run of single files: what it is known by, its images, and as which kind of set it is remembered."""
-    for single, group in groupby(map(Path, sources), _is_single):
+    for single, group in groupby(map(as_path, sources), _is_single):
         if single:
-            files = [file.expanduser() for file in group]
-            if missing := next((file for file in files if not file.is_file()), None):
+            files = list(group)
+            if missing := next((file for file in files if not is_readable(file)), None):
                 raise UserError(f"there is no image {missing}")
             yield Path(os.path.commonpath([file.parent.absolute() for file in files])), Paths.of(files), "files"
             continue
         for source in group:
-            if not source.expanduser().exists():
+            if not os.path.exists(source):
                 raise UserError(f"there is no {source}: give image files, or a folder, table or tar file of images")
             with console.progress("listing", "files") as report:
                 data = load_set("folder", source, progress=report)
@@ -136,7 +138,7 @@ def _listed(sources: Sequence[Path], console: Console) -> Iterator[tuple[Path, P
 
 
 def _is_single(source: Path) -> bool:
-    return is_image(source.name) and not source.expanduser().is_dir()
+    return is_image(source.name) and not os.path.isdir(source)
 
 
 def _checked(paths: Paths, manifest: Manifest, skip_bad_images: bool, threads: int, console: Console) -> np.ndarray:

@@ -38,14 +38,15 @@ def needs(
         "export_gib" of the encoder's file; with `measure` also "epoch_minutes" without decoding, and "measured_on".
 
     Raises:
-        UserError: an unknown encoder.
+        UserError: an unknown encoder, or one that takes no images of this size.
     """
     import torch
 
+    from reid_fast.models.archs import Options
     from reid_fast.models.encoder import Encoder
 
     with torch.device("meta"):
-        encoder = Encoder(arch)
+        encoder = Encoder(arch, options=Options(size))
     weights = sum(weight.numel() for weight in encoder.parameters())
     rest = sum(buffer.numel() for buffer in encoder.buffers())
     D = encoder.width
@@ -66,13 +67,14 @@ def _measured(
     import torch
 
     import reid_fast
+    from reid_fast.models.archs import Options
     from reid_fast.models.encoder import Encoder
     from reid_fast.models.fold import folded
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     B = 64 if cuda else 8
-    encoder = Encoder(arch).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub lacks it
+    encoder = Encoder(arch, options=Options(size)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub lacks it
     network = folded(encoder)
     batch = torch.rand(B, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
     rows = torch.nn.functional.normalize(torch.randn(min(images, _ROWS), width, device=device))
@@ -84,9 +86,9 @@ def _measured(
     def train() -> None:
         encoder.train()(batch).sum().backward()
 
-    per_image, per_step = (_seconds(work, cuda) / B for work in (extract, train))
+    extracted, trained_one = (_seconds(work, cuda) / B for work in (extract, train))
     search = _seconds(lambda: reid_fast.knn(rows, min(k1, len(rows))), cuda) * (images / len(rows)) ** 2
-    seconds = images * per_image + trained * per_step + search
+    seconds = images * extracted + trained * trained_one + search
     where = torch.cuda.get_device_name() if cuda else f"processor, {torch.get_num_threads()} threads"
     return {"epoch_minutes": seconds / 60, "measured_on": f"{where}, float32"}
 

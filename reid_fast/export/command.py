@@ -15,6 +15,7 @@ from reid_fast.evaluate import load_encoder
 from reid_fast.export.boxmot import default_name, write_boxmot
 from reid_fast.export.onnx_file import PLAIN_PIXELS, Pixels, write_onnx
 from reid_fast.export.tensors import write_safetensors, write_torchreid, write_torchvision
+from reid_fast.run_folder import check_output
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,7 @@ def export(config: ExportConfig) -> Path:
     """
     encoder, description = load_encoder(config.run_folder)
     path = config.output or config.run_folder / _name(config.to, description["arch"])
-    if not path.parent.is_dir():
-        raise UserError(f"--output {path}: there is no folder {path.parent}")
+    check_output(path)
     if config.normalise == "inside" and config.to != "onnx":
         raise UserError(f"--normalise inside is for --to onnx: --to {config.to} leaves it to the one who calls it")
     say = Console().say

@@ -57,6 +57,8 @@ class Encoder(nn.Module):
             options: of the backbone.
         """
         super().__init__()
+        if pooling not in POOLINGS:
+            raise UserError(f"the pooling {pooling} is not known: choose from {', '.join(POOLINGS)}")
         if arch not in ARCHS:
             raise UserError(f"--arch {arch} is not known: choose from {', '.join(ARCHS)}")
         self.backbone = ARCHS[arch].build(options)

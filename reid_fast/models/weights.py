@@ -63,10 +63,12 @@ def _imagenet_file(arch: str) -> Path:
 def _at_size_of(encoder: Encoder, checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
     """The checkpoint with its positions for the encoder's images, and what was done to them."""
     positions, new = checkpoint.tensors.get(POSITIONS), encoder.backbone.grid
-    if positions is None or positions.ndim != 3 or new is None or positions.shape[1] == 1 + new[0] * new[1]:
+    if positions is None or positions.ndim != 3 or new is None:
         return checkpoint, ""
     n = positions.shape[1] - 1
     old = grid_of(n, checkpoint.size)
+    if n == new[0] * new[1] and (checkpoint.size is None or old in (None, new)):  # as many may lie otherwise
+        return checkpoint, ""
     if old is None:
         raise UserError(
             f"--weights {checkpoint.path} has {n} positions, whose grid cannot be told: it is neither square nor twice "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain, cycle
 from typing import NamedTuple
 
 from reid_fast.drawing import Box, Dot, Figure, Line, Mark
@@ -72,7 +72,7 @@ def curves(runs: Sequence[RunRecord]) -> list[Chart]:
     """A chart of each number that a run has, over the epochs; runs in their colours, other encoders beside them."""
     charts = []
     for key, curve in CURVES.items():
-        lines = [line for number, run in enumerate(runs) for line in _lines(run, key, number)]
+        lines = list(_lines(runs, key))
         if lines:
             charts.append(_chart(key, curve, lines, len(runs) > 1))
     return charts
@@ -84,14 +84,13 @@ class _Points(NamedTuple):
     points: list[tuple[int, float]]
 
 
-def _lines(run: RunRecord, key: str, number: int) -> Iterator[_Points]:
-    """The line of a run and those of the other encoders that it scores, such as `teacher_mAP`."""
-    found = {name for row in run.rows for name in row if name == key or name.endswith(f"_{key}")}
-    for place, name in enumerate(sorted(found, key=lambda name: (name != key, name))):
+def _lines(runs: Sequence[RunRecord], key: str) -> Iterator[_Points]:
+    """A line of each run in its colour, and behind them those of other encoders that are scored: `teacher_mAP`."""
+    others = [(run, name) for run in runs for name in sorted({*chain(*run.rows)}) if name.endswith(f"_{key}")]
+    for colour, (run, name) in zip(cycle(SERIES), [*((run, key) for run in runs), *others], strict=False):
         points = [(row["epoch"], row[name]) for row in run.rows if name in row and math.isfinite(row[name])]
         encoder = name.removesuffix(key).rstrip("_")
         if points:
-            colour = SERIES[(number + place * (len(SERIES) // 2)) % len(SERIES)]
             yield _Points(f"{run.name}, {encoder}" if encoder else run.name, colour, points)
 
 

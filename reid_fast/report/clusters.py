@@ -42,11 +42,6 @@ class Cluster:
     identities: tuple[int, ...]
     members: tuple[Member, ...]
 
-    @property
-    def purity(self) -> float:
-        """The share of the most frequent identity among the images whose identity is known."""
-        return self.identities[0] / sum(self.identities)
-
 
 @dataclass(frozen=True)
 class Clusters:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from reid_fast.data.sets import read_image
-from reid_fast.errors import UserError
+from reid_fast.data.sets import picture
 from reid_fast.pages import shown, thumbnail
 from reid_fast.report.clusters import Cluster, Member
 from reid_fast.report.mistakes import Found, Mistake
@@ -107,10 +105,4 @@ def _image(path: Path, kind: str, caption: str) -> str:
 
 
 def _thumbnail(path: Path) -> str:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(read_image(path).tobytes())) as image:
-            return thumbnail(image, _HEIGHT)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be shown ({error}): repair or remove it, or pass --no-pictures") from None
+    return thumbnail(picture(path), _HEIGHT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from reid_fast.errors import UserError
 from reid_fast.retrieval.loaded import Embedded, LoadedEncoder
-from reid_fast.run_folder import write_json, write_whole
+from reid_fast.run_folder import check_output, write_json, write_whole
 
 _SUFFIXES = (".safetensors", ".npy")
 
@@ -22,8 +23,21 @@ def check_features_file(path: Path) -> None:
     """
     if path.suffix not in _SUFFIXES:
         raise UserError(f"-o {path} must end in {' or '.join(_SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} to write {path.name} into")
+    check_output(path)
+    if path.suffix == ".npy":
+        _check_names_file(path.with_suffix(".json"))
+
+
+def _check_names_file(path: Path) -> None:
+    """Refuse to write the names over a file that holds none, such as a run's model.json."""
+    if not path.exists():
+        return
+    try:
+        written = json.loads(path.read_text())
+    except (OSError, ValueError):
+        written = None
+    if not isinstance(written, dict) or "names" not in written:
+        raise UserError(f"{path}, where the names would be written, is another file: choose another -o")
 
 
 def write_features(path: Path, found: Embedded, encoder: LoadedEncoder) -> None:
@@ -40,8 +54,9 @@ def write_features(path: Path, found: Embedded, encoder: LoadedEncoder) -> None:
     features = found.features.cpu()
     said = {"encoder": encoder.fingerprint, "arch": str(encoder.description["arch"])}
     if path.suffix == ".npy":
-        write_json(path.with_suffix(".json"), {**said, "names": list(found.paths.texts())})
+        # The names last: what they say of an older array is whose features it has, and they are little.
         write_whole(path, lambda file: np.save(file, features.numpy()))
+        write_json(path.with_suffix(".json"), {**said, "names": list(found.paths.texts())})
         return
     from safetensors.torch import save
 

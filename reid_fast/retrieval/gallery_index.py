@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reid_fast.data.sets import Paths
 from reid_fast.errors import UserError
-from reid_fast.run_folder import write_json, write_whole
+from reid_fast.run_folder import check_output, write_json, write_whole
 
 _FORMAT = 1  # of the sidecar
 _WAY_OUT = "remove it to have it made anew, or choose another --index"
@@ -32,8 +32,7 @@ def load_index(path: Path, encoder: str, gallery: Paths) -> Tensor | None:
     """
     faiss = _faiss()
     if not path.exists():
-        if not path.parent.is_dir():
-            raise UserError(f"there is no folder {path.parent} to write the index {path.name} into")
+        check_output(path)
         return None
     sidecar = _sidecar(path)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ from reid_fast.config import Config, InferenceSettings
 from reid_fast.console import Console
 from reid_fast.data.images import NORMALISATIONS, ImageStream, Normalisation
 from reid_fast.data.open import open_images
-from reid_fast.data.sets import Paths, is_image
+from reid_fast.data.sets import Paths, as_path, is_image, upright
 from reid_fast.device import amp_dtype, pick_device
 from reid_fast.errors import UserError
 from reid_fast.labels.extract import extract
@@ -133,7 +134,7 @@ class LoadedEncoder:
         """
         console = console or Console(quiet=True)
         opened = open_images(
-            [Path(source) for source in sources],
+            [as_path(source) for source in sources],
             skip_bad_images=skip_bad_images,
             threads=self.workers,
             console=console,
@@ -276,8 +277,8 @@ def _each(images: Any) -> Iterable[One]:
 
 
 def _file(path: Any) -> Path:
-    file = Path(path).expanduser()
-    if not is_image(file.name) or file.is_dir():
+    file = as_path(path)
+    if not is_image(file.name) or os.path.isdir(file):
         raise UserError(f"{path} is no image file: folders, tables and tar files are for `embed`")
     return file
 
@@ -285,7 +286,7 @@ def _file(path: Any) -> Path:
 def _pixels(image: Any, row: int) -> Tensor:
     """[H, W, 3] uint8 of an array, a tensor or a picture of Pillow's."""
     if hasattr(image, "convert"):
-        image = np.array(image.convert("RGB"))
+        image = np.array(upright(image))
     pixels = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
     if not isinstance(pixels, Tensor):
         raise UserError(f"image {row} is a {type(image).__name__}, not a file, pixels or a picture of Pillow's")

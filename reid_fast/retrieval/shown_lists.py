@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from reid_fast.data.sets import ImageSet, Paths, read_image
+from reid_fast.data.sets import ImageSet, Paths, picture
 
 Verdict: TypeAlias = Literal["right", "wrong", "unknown"]
 
@@ -97,5 +96,4 @@ def pictures(paths: Paths, rows: list[int]) -> Iterator[tuple[str, Image.Image]]
     """Base name and pixels of some images."""
     for row in rows:
         path = paths[row]
-        with Image.open(io.BytesIO(read_image(path).tobytes())) as image:
-            yield path.name, image.convert("RGB")
+        yield path.name, picture(path)

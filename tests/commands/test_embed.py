@@ -83,10 +83,28 @@ def test_bad_images_stop_it_or_are_counted(trained: Path, images: Path, tmp_path
         ("nowhere", "images", "features.npy", "there is no run folder"),
         ("trained", "nowhere", "features.npy", "there is no"),
         ("trained", "nowhere.jpg", "features.npy", "there is no image"),
+        ("trained", "images", "model.npy", "model.json, where the names would be written, is another file"),
+        ("trained", "images", "folder.npy", "is a folder"),
     ],
 )
 def test_bad_input_is_one_sentence(capsys, trained, images, tmp_path, run, image, output, sentence) -> None:
     folder = trained if run == "trained" else tmp_path / run
     source = images if image == "images" else tmp_path / image
+    (tmp_path / "model.json").write_text('{"height": 256}')
+    (tmp_path / "folder.npy").mkdir()
     assert sentence in refused(capsys, main, "embed", folder, source, "-o", tmp_path / output, *FLAGS)
-    assert not (tmp_path / output).exists()
+    assert not (tmp_path / output).is_file()
+
+
+def test_names_are_never_beside_features_of_others(capsys, trained, images, tmp_path, monkeypatch) -> None:
+    flags = ["embed", str(trained), str(images), "-o", str(tmp_path / "features.npy"), *FLAGS]
+    main(flags)
+    before = [(tmp_path / name).read_bytes() for name in ("features.npy", "features.json")]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (images / "plain.jpg").rename(images / "another.jpg")
+    monkeypatch.setattr(np, "save", full)
+    assert "No space left" in refused(capsys, main, *flags)
+    assert [(tmp_path / name).read_bytes() for name in ("features.npy", "features.json")] == before

@@ -17,6 +17,8 @@ from reid_fast.commands.doctor import main
 from reid_fast.doctor import needs, parts, self_test
 from reid_fast.doctor.clustering_cases import clustering_cases
 from reid_fast.doctor.op_cases import op_cases
+from reid_fast.models.archs import ARCHS
+from reid_fast.models.archs.vit import ViTArch
 from reid_fast.models.encoder import Encoder
 
 ROOT = Path(__file__).parents[2]
@@ -183,6 +185,17 @@ def test_what_a_set_would_need_is_said(capsys, monkeypatch, tmp_path):
     found = json.loads(capsys.readouterr().out)["needs"]
     assert found["epoch_minutes"] > 0
     assert found["images"] == 1000
+    main(["--dataset", "synthetic", "--data-dir", str(write_splits(tmp_path))])
+    assert "3 images of 64×32 pixels" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--dataset", "market", "--json"])
+    assert json.loads(capsys.readouterr().out)["machine"]
+
+
+def test_minutes_of_a_transformer_at_its_own_size(monkeypatch):
+    monkeypatch.setitem(ARCHS, "tiny_vit", ViTArch(16, depth=1, heads=2))
+    monkeypatch.setattr("reid_fast.doctor.estimate._seconds", lambda work, cuda: work() or 1.0)
+    assert needs(10, (48, 48), "tiny_vit", measure=True)["epoch_minutes"] > 0
 
 
 @pytest.mark.parametrize(
@@ -193,6 +206,7 @@ def test_what_a_set_would_need_is_said(capsys, monkeypatch, tmp_path):
         (["--dataset", "market1501", "--data-dir", "nowhere"], "nowhere does not exist"),
         (["--images", "0"], "must be at least 1"),
         (["--images", "5", "--arch", "resnet9000"], "--arch resnet9000 is not known"),
+        (["--images", "5", "--arch", "vit_small", "--height", "250"], "250×128 is not made of"),
     ],
 )
 def test_bad_input(capsys, monkeypatch, flags, sentence):

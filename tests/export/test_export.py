@@ -275,6 +275,7 @@ def test_a_name_that_boxmot_would_misread(exported, capsys, tmp_path, name):
 def test_folders_and_packages_that_are_not_there(exported, capsys, tmp_path, monkeypatch):
     assert "there is no run folder" in refused(capsys, reid_fast, "export", tmp_path / "nothing")
     folder, *_ = exported("tiny_ibn")
+    assert f"{tmp_path} is a folder" in refused(capsys, reid_fast, "export", folder, "-o", tmp_path)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     sentence = refused(capsys, reid_fast, "export", folder)
     assert sentence == "error: ONNX files need onnxscript: pip install 'reid-fast[onnx]'"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reid_fast.data.sets import ImageSet
-from reid_fast.drawing import Box
+from reid_fast.drawing import Box, Line
 from reid_fast.report.axes import HEIGHT, round_scale
 from reid_fast.report.charts import curves, plain, stage_times
 from reid_fast.report.clusters import CLUSTERS, IMAGES, pick_clusters
@@ -42,7 +42,6 @@ def test_the_largest_clusters_pure_and_mixed():
         for cluster in clusters:
             counts = Counter(pids[groups[cluster.label]].tolist())
             assert list(cluster.identities) == sorted(counts.values(), reverse=True)
-            assert cluster.purity == max(counts.values()) / cluster.images
             assert cluster.cameras == len(set(cams[groups[cluster.label]].tolist()))
             assert len(cluster.members) == min(IMAGES, cluster.images) == len({one.path for one in cluster.members})
             shown = {one.identity for one in cluster.members}
@@ -132,3 +131,12 @@ def test_a_teachers_scores_stand_beside_the_models():
     (chart,) = curves([record(rows)])
     assert chart.name == "mAP"
     assert "run: 50 % at epoch 1; run, teacher: 60 % at epoch 1" in chart.label
+
+
+def test_every_line_of_a_chart_has_a_colour_of_its_own():
+    rows = [{"epoch": 0, "mAP": 0.1, "teacher_mAP": 0.2}, {"epoch": 1, "mAP": 0.3, "teacher_mAP": 0.3}]
+    plain_rows = [{"epoch": row["epoch"], "mAP": row["mAP"]} for row in rows]
+    runs = [RunRecord(f"run{n}", Path(), {}, plain_rows if n else rows) for n in range(6)]
+    (chart,) = curves(runs)
+    lines = [mark for mark in chart.figure.marks if isinstance(mark, Line)]
+    assert len({line.colour for line in lines if len(line.points) == 2}) == 7

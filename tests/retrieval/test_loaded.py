@@ -17,6 +17,7 @@ from torch import Tensor
 
 import reid_fast
 from reid_fast.data.images import ImageStream
+from reid_fast.data.sets import picture
 from reid_fast.errors import UserError
 from reid_fast.evaluate import load_encoder as load_module
 from reid_fast.labels.extract import extract
@@ -224,3 +225,25 @@ def test_weights_of_no_known_encoder_are_refused(trained: Path, tmp_path: Path) 
         reid_fast.load_encoder(trained, size=SIZE)
     with pytest.raises(UserError, match=r"imagenet, half"):
         reid_fast.load_encoder(tmp_path / "odd.safetensors", image_norm="zero")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_picture_stands_upright_everywhere(encoder, photos, tmp_path, orientation) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(photos[3]).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    of_file = encoder(tmp_path / "turned.jpg")
+    assert alike(encoder(Image.open(tmp_path / "turned.jpg")), of_file) > 0.9999
+    assert alike(encoder(np.array(picture(tmp_path / "turned.jpg"))), of_file) > 0.9999
+    if orientation > 1:
+        assert alike(encoder(Image.open(photos[3])), of_file) < 0.9999
+
+
+def test_images_in_a_tar_file_can_be_given_back(encoder, photos, tmp_path) -> None:
+    pack(tmp_path / "shard.tar", {path.name: path.read_bytes() for path in photos})
+    found = encoder.embed([tmp_path / "shard.tar"])
+    assert len(found.paths) == 6
+    torch.testing.assert_close(encoder(found.paths[2]), found.features[2:3])
+    torch.testing.assert_close(encoder(list(found.paths)), found.features)
+    lists = reid_fast.search(encoder, found.paths[1], found, k=6)
+    assert 1 not in lists.index[0].tolist()

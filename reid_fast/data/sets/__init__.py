@@ -9,7 +9,8 @@ from reid_fast.data.sets.load import load_set, market_style, recognise
 from reid_fast.data.sets.manifest import Manifest, Stamps
 from reid_fast.data.sets.paths import Paths
 from reid_fast.data.sets.pattern import identified
-from reid_fast.data.sets.places import place_of, read_image
+from reid_fast.data.sets.picture import picture, upright
+from reid_fast.data.sets.places import as_path, is_readable, place_of, read_image
 from reid_fast.data.sets.records import ImageSet, ReidSet, TrainingSet, Unparsed
 
 __all__ = [
@@ -22,16 +23,20 @@ __all__ = [
     "Stamps",
     "TrainingSet",
     "Unparsed",
+    "as_path",
     "check_images",
     "count_rows",
     "counts_table",
     "equal_files",
     "identified",
     "is_image",
+    "is_readable",
     "load_set",
     "market_style",
+    "picture",
     "place_of",
     "read_contents",
     "read_image",
     "recognise",
+    "upright",
 ]

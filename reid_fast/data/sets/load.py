@@ -54,6 +54,8 @@ def load_set(
         return load_folder(data_dir, pattern, progress=progress, unparsed=unparsed)
     if pattern is not None:
         raise UserError(f"--pattern is for --dataset folder; {name}'s own file names give its cameras")
+    if name == "synthetic":
+        return market_style(name, data_dir)
     spec = KNOWN[name]
     root, layout = _locate(spec, data_dir)
     return ReidSet(name, *layout.read(root, unparsed), layout.title, root)

@@ -37,6 +37,16 @@ def member(text: str, place: Place) -> Member:
     return path
 
 
+def as_path(path: Path | str) -> Path:
+    """A path as it is, an image inside a tar file too, or a text as a path, `~` resolved."""
+    return path if isinstance(path, Member) else Path(path).expanduser()
+
+
+def is_readable(path: Path) -> bool:
+    """Whether there is such a file, or such an image inside a tar file."""
+    return os.path.isfile(place_of(path).file)
+
+
 def place_of(path: Path | str) -> Place:
     """Where the bytes of the image at `path` lie."""
     return getattr(path, "place", None) or Place(str(path))

@@ -22,7 +22,6 @@ from reid_fast.data.sets import (
     count_rows,
     equal_files,
     load_set,
-    market_style,
     read_contents,
     recognise,
 )
@@ -137,8 +136,6 @@ def survey(data_dir: Path, dataset: str | None, pattern: str | None, *, console:
 
 
 def _records(data_dir: Path, dataset: str, pattern: str | None, console: Console) -> tuple[ReidSet, tuple[Fault, ...]]:
-    if dataset == "synthetic":
-        return market_style(dataset, data_dir), ()
     unparsed: list[Fault] = []
     with console.progress("listing", "files") as report:
         data = load_set(

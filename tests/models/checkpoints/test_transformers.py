@@ -10,6 +10,7 @@ from published_layouts import bn, by_formula, images, instance_norm, linear, nor
 from reid_fast.errors import UserError
 from reid_fast.models.archs import ARCHS, Options
 from reid_fast.models.archs.vit import ViTArch
+from reid_fast.models.checkpoints import resized
 from reid_fast.models.encoder import Encoder
 from reid_fast.models.weights import load_weights
 from reid_fast.run_folder import export
@@ -155,3 +156,12 @@ def test_a_run_folder_knows_its_grid(tmp_path):
     (tmp_path / "model.json").write_text(json.dumps({"arch": "vit"}))
     with pytest.raises(UserError, match=r"model\.json lacks height, width, mean, stem_relu; restore"):
         load_weights(encoder, "vit", str(tmp_path))
+
+
+def test_as_many_patches_that_lie_otherwise_are_resized(tmp_path):
+    lying, standing = (Encoder("vit", options=Options(size)) for size in ((32, 64), (64, 32)))
+    export(tmp_path, lying.state_dict(), {"arch": "vit", "height": 32, "width": 64})
+    load_weights(standing, "vit", str(tmp_path))
+    positions = resized(lying.backbone.pos_embed, (2, 4), (4, 2))
+    assert not torch.equal(positions, lying.backbone.pos_embed)
+    torch.testing.assert_close(standing.backbone.pos_embed, positions)
