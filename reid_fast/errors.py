@@ -43,7 +43,9 @@ def exit_on_user_error(leave: Callable[[int, str], NoReturn] = leave) -> Iterato
     try:
         yield
     except UserError as error:
-        code, sentence = 2, f"error: {error}"
+        from reid_fast.console import printable  # a name from outside may hold a new line
+
+        code, sentence = 2, f"error: {printable(error)}"
     except Stopped as stopped:
         code, sentence = stopped.code, str(stopped)
     except KeyboardInterrupt:

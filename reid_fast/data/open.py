@@ -73,7 +73,7 @@ def open_set(
         console: shows progress bars; what was found is returned, not said.
 
     Raises:
-        UserError: no such set or folder, another layout, a broken image.
+        UserError: no such set or folder, another layout, a broken image, a split of which none is left.
     """
     if name not in SIZES:
         raise UserError(f"unknown data set {name!r}: choose one of {', '.join(SIZES)}")
@@ -86,7 +86,15 @@ def open_set(
             data = load_set(name, data_dir, pattern=pattern, progress=report)
     paths = reduce(add, (split.paths for split in data.splits.values()))
     left_out = tuple(paths.select(_checked(paths, Manifest(data.root, name), skip_bad_images, threads, console)))
-    return OpenedSet(data.without(left_out) if left_out else data, left_out)
+    if not left_out:
+        return OpenedSet(data, left_out)
+    usable = data.without(left_out)
+    if lost := next((name for name, split in usable.splits.items() if not len(split)), None):
+        one = data.splits[lost].paths[0]
+        raise UserError(
+            f"all {len(data.splits[lost])} images of the {lost} split are unreadable, as {one}: repair them"
+        )
+    return OpenedSet(usable, left_out)
 
 
 def open_images(

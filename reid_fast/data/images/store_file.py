@@ -15,6 +15,7 @@ it. Each image is compared with its checksum when a run first uses it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -220,10 +221,15 @@ class _File:
     @contextmanager
     def locked(self) -> Iterator[BinaryIO | None]:
         """The file to be made, while no other process makes it; None where one does."""
-        with open(os.open(self.part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        try:
+            opened = self._open_part()
+        except PermissionError:
+            if not self._disown_part():
+                yield None
+                return
+            opened = self._open_part()
+        with opened as file:
+            if not _lock(file):
                 yield None
                 return
             if not _is_called(file, self.part):  # it was renamed or removed before it was locked
@@ -234,6 +240,19 @@ class _File:
             finally:
                 if _is_called(file, self.part):
                     self.part.unlink()
+
+    def _open_part(self) -> BinaryIO:
+        return open(os.open(self.part, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+
+    def _disown_part(self) -> bool:
+        """Remove what a killed process of another user has left; False while such a process makes it."""
+        if not os.path.exists(self.part):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with self.part.open("rb") as file:
+            free = _lock(file)
+            if free:
+                self.part.unlink()
+        return free
 
     def write(self, part: BinaryIO, images: Iterable[tuple[slice, Tensor]]) -> None:
         """Make the file of what `decoded` yields, and give it its name."""
@@ -273,6 +292,15 @@ def _state(path: str) -> tuple[int, int]:
     except OSError:
         return -1, -1
     return found.st_size, found.st_mtime_ns
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Take the lock of an open file, as long as it is open; False where another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_called(file: BinaryIO, path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from reid_fast.data.sets.paths import Paths
 from reid_fast.data.sets.places import Opened, Place
 
 _TAIL = 4096  # some cameras append metadata after the end marker
+_LARGEST = 178_956_970  # pixels: of more, Pillow refuses to show an image, and a batch fills a machine's memory
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg"),
     "PNG": (".png",),
@@ -17,6 +19,7 @@ _SUFFIXES = {
     "WebP": (".webp",),
     "TIFF": (".tif", ".tiff"),
 }
+_CLAIMED = {suffix: kind for kind, suffixes in _SUFFIXES.items() for suffix in suffixes}
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -33,9 +36,9 @@ def check_images(paths: Paths, *, progress: Callable[[int, int], None] | None = 
     """Find files that cannot be the images they claim to be.
 
     Reads the head and the last 4 KiB of each file: it sees an empty file, a content that is not its
-    extension's, a damaged JPEG header, damaged PNG chunks, a JPEG without EOI and a PNG without IEND, but no damage
-    of the pixels. Damaged headers and chunks have to be caught here, since DALI 2.4 may crash on them instead of
-    reporting them.
+    extension's (a name without one of an image claims nothing), a damaged JPEG header, damaged PNG chunks, a JPEG
+    without EOI and a PNG without IEND, and either of more than 178,956,970 pixels, but no damage of the pixels. Damaged
+    headers and chunks have to be caught here, since DALI 2.4 may crash on them instead of reporting them.
 
     Args:
         paths: the files.
@@ -67,48 +70,57 @@ def _fault(image: Opened, suffix: str) -> str | None:
     kind = _kind(head)
     if kind is None:
         return "not an image"
-    if suffix not in _SUFFIXES[kind]:
+    if _CLAIMED.get(suffix, kind) != kind:
         return f"a {kind} named {suffix}"
-    if kind == "JPEG" and not _has_jpeg_header(image):
+    pixels = 1  # of other kinds unknown
+    if kind == "JPEG" and not (pixels := _jpeg_pixels(image)):
         return "a JPEG with a damaged header"
     marker, name = _ENDS.get(kind, (b"", ""))
     if marker not in image.read(max(0, image.size - _TAIL), _TAIL):
         return f"truncated {kind}: no {name} marker at its end"
-    return "a PNG with damaged chunks" if kind == "PNG" and not _has_png_chunks(image) else None
+    if kind == "PNG" and not (pixels := _png_pixels(image)):
+        return "a PNG with damaged chunks"
+    return f"{pixels:,} pixels, more than {_LARGEST:,}" if pixels > _LARGEST else None
 
 
-def _has_jpeg_header(image: Opened) -> bool:
-    """Whether the segments from SOI follow one another up to the first scan, with a frame among them."""
+def _jpeg_pixels(image: Opened) -> int:
+    """H·W by its frame; 0 unless the segments from SOI follow one another up to the first scan."""
     at = 2
-    framed = False
+    pixels = 0
     while True:
         segment = image.read(at, 4)
         if len(segment) < 4:
-            return False
+            return 0
         mark, code, high, low = segment
         if mark != 0xFF:
-            return False
+            return 0
         if code == 0xFF:  # a fill byte
             at += 1
             continue
         if code == _SCAN:
-            return framed
-        framed = framed or code in _FRAMES
+            return pixels
+        if code in _FRAMES:
+            pixels = max(pixels, _product(image.read(at + 5, 4), 2))  # behind the bits of a sample
         length = high << 8 | low
         if length < 2:
-            return False
+            return 0
         at += 2 + length
 
 
-def _has_png_chunks(image: Opened) -> bool:
-    """Whether a header with its true checksum comes first, and the chunks follow one another up to IEND."""
+def _product(sides: bytes, size: int) -> int:
+    """Of two numbers of `size` bytes each."""
+    return math.prod(int.from_bytes(side, "big") for side in (sides[:size], sides[size:]))
+
+
+def _png_pixels(image: Opened) -> int:
+    """H·W; 0 unless a header with its true checksum comes first, and the chunks follow one another up to IEND."""
     header = image.read(8, 25)  # length, name, 13 bytes, checksum
     if header[:8] != b"\0\0\0\rIHDR" or zlib.crc32(header[4:21]) != int.from_bytes(header[21:], "big"):
-        return False
+        return 0
     at = 33
     while len(head := image.read(at, 8)) == 8 and head[4:] != b"IEND":
         at += 12 + int.from_bytes(head[:4], "big")  # length, name, the data, their checksum
-    return head[4:] == b"IEND"
+    return _product(header[8:16], 4) if head[4:] == b"IEND" else 0
 
 
 def _kind(head: bytes) -> str | None:

@@ -34,7 +34,9 @@ def read_contents(paths: Paths, progress: Callable[[int, int], None]) -> Content
         paths: N images.
         progress: called with (files done, N).
     """
-    found = list(chain.from_iterable(in_threads(_of_part, paths, progress)))
+    with warnings.catch_warnings():  # here, for it is not the threads' own
+        warnings.filterwarnings("ignore", module="PIL")  # of images that are large or oddly made
+        found = list(chain.from_iterable(in_threads(_of_part, paths, progress)))
     digest = np.frombuffer(b"".join(digest for digest, _ in found), dtype="<u8")
     return Contents(
         digest.astype(np.uint64).reshape(-1, 2), np.array([size for _, size in found], dtype=np.int64).reshape(-1, 2)
@@ -57,7 +59,7 @@ def _size(content: bytes) -> tuple[int, int]:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content)) as image:
             return image.height, image.width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # whether it decodes is asked elsewhere
         return 0, 0

@@ -27,6 +27,14 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one; what cannot be looked at, as a link to itself, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def entries(folder: Path) -> list[os.DirEntry[str]]:
     """Everything in `folder` but litter, sorted by name."""
     with scanned(folder) as found:
@@ -37,7 +45,7 @@ def flat_images(folder: Path) -> list[Path]:
     """The images directly in `folder`; anything there that is neither image nor litter is a `UserError`."""
     found = entries(folder)
     for entry in found:
-        if not is_image(entry.name) or entry.is_dir():
+        if not is_image(entry.name) or is_folder(entry):
             raise UserError(f"{entry.path} is not an image: move it out of the set's folder")
     if not found:
         raise UserError(f"{folder} holds no images: extract the data set again or check --data-dir")
@@ -77,7 +85,7 @@ def _nested_names(
     names = []
     with scanned(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
+            if is_folder(entry):
                 if not is_litter(entry.name):
                     names.append(entry.name + os.sep)
             elif is_image(entry.name) and not entry.name.startswith("."):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ class FolderLayout:
         return f"folders {', '.join(self.folders)} with names like {self.naming.example}"
 
     def matches(self, root: Path) -> bool:
-        if not all((root / folder).is_dir() for folder in self.folders):
+        if not all(os.path.isdir(root / folder) for folder in self.folders):
             return False
         names = [name for folder in self.folders for name in _some_images(root / folder)]
         return not names or any(self.naming.pattern.match(name) for name in names)
@@ -125,7 +126,7 @@ class ListLayout:
         return f"{', '.join(_LISTS)} beside folders {' and '.join(self.folders)}"
 
     def matches(self, root: Path) -> bool:
-        return all((root / f).is_dir() for f in self.folders) and all((root / f).is_file() for f in _LISTS)
+        return all(os.path.isdir(root / f) for f in self.folders) and all(os.path.isfile(root / f) for f in _LISTS)
 
     def read(self, root: Path, unparsed: Unparsed | None = None) -> Splits:
         train_dir, test_dir = (root / folder for folder in self.folders)
@@ -136,10 +137,14 @@ class ListLayout:
         return _splits(train + val, query, gallery, self.naming, root)
 
     def _listed(self, list_file: Path, folder: Path, files: set[Path]) -> Iterator[tuple[Path, str]]:
-        for number, line in enumerate(list_file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines = list_file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{list_file} cannot be read as UTF-8 ({error}): get the list file again") from None
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            entry = re.fullmatch(r"\s*(.+?)\s+(-?\d+)\s*", line)
+            entry = re.fullmatch(r"\s*(.+?)\s+(-?\d{1,18})\s*", line)
             if entry is None:
                 raise UserError(f"{list_file}:{number} is not `path identity`: get the list file again")
             path = folder / entry[1]

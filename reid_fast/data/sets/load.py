@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from operator import itemgetter
 from pathlib import Path
 
-from reid_fast.data.sets.files import is_litter
+from reid_fast.data.sets.files import is_folder, is_litter
 from reid_fast.data.sets.folder import load_folder
 from reid_fast.data.sets.known import ANY_MARKET, KNOWN, SetSpec
 from reid_fast.data.sets.layouts import Layout
@@ -17,7 +17,7 @@ from reid_fast.data.sets.table import load_table
 from reid_fast.errors import UserError
 
 _DEPTH = 3  # folders below --data-dir to look in
-_SPLIT_FOLDERS = {folder for spec in KNOWN.values() for layout in spec.layouts for folder in layout.folders}
+_LAYOUTS = [layout for spec in KNOWN.values() for layout in spec.layouts]
 
 
 def load_set(
@@ -44,9 +44,9 @@ def load_set(
             `unparsed` is told: a name that does not parse, an identity or camera the set does not have.
     """
     data_dir = Path(data_dir).expanduser()
-    if name == "folder" and data_dir.is_file():
+    if name == "folder" and os.path.isfile(data_dir):
         return _load_file(data_dir, pattern, progress, unparsed)
-    if not data_dir.is_dir():
+    if not os.path.isdir(data_dir):
         raise UserError(f"the folder {data_dir} does not exist: point --data-dir at the data")
     if name == "folder":
         if shards := shards_in(data_dir):
@@ -130,12 +130,16 @@ def _candidates(spec: SetSpec, data_dir: Path) -> Iterator[Path]:
 def _subfolders(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as found:
-            names = [e.name for e in found if e.is_dir() and not is_litter(e.name)]
+            names = {e.name for e in found if is_folder(e) and not is_litter(e.name)}
     except OSError:
         return []
-    return [folder / name for name in sorted(names) if name not in _SPLIT_FOLDERS]
+    splits = {name for layout in _LAYOUTS if names.issuperset(layout.folders) for name in layout.folders}
+    return [folder / name for name in sorted(names - splits)]
 
 
 def _content(folder: Path, shown: int = 8) -> str:
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        names = []
     return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "") or "nothing"

@@ -19,7 +19,7 @@ from reid_fast.data.sets.paths import Paths
 Found: TypeAlias = Literal["whole", "decoded"]  # by `check_images`; by decoding, which sees more
 Stamps: TypeAlias = npt.NDArray[np.uint64]
 
-_VERSION = 1  # raise it whenever a check or a stamp changes
+_VERSION = 2  # raise it whenever a check or a stamp changes
 FRESH = 2 * 10**9  # nanoseconds within which a file may change and keep its time
 _NEVER = bytes(8)  # the stamp of a file that is not to be remembered
 
@@ -39,7 +39,7 @@ class Manifest:
             root: the folder, or the file, that holds or lists the set; known by its real path.
             name: of the set, for one folder may be read as several.
         """
-        self._above = str((root if root.is_dir() else root.parent) / "_")[:-1]
+        self._above = str((root if os.path.isdir(root) else root.parent) / "_")[:-1]
         self._file = file_about(root, f"{name}.npz")
         self._saved = _load(self._file)
         self._good = dict(self._saved)

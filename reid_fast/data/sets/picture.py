@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from reid_fast.data.sets.places import read_image
 from reid_fast.errors import UserError
 
@@ -30,6 +32,9 @@ def picture(path: Path) -> Image.Image:
 
 def upright(image: Image.Image) -> Image.Image:
     """An image of Pillow's in RGB, turned as its EXIF orientation says: DALI's decoder does so, Pillow's does not."""
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
 
-    return ImageOps.exif_transpose(image).convert("RGB")
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode.startswith("I;16"):  # of 16 bits a pixel DALI takes the upper ones, Pillow would clip
+        turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+    return turned.convert("RGB")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path, PosixPath
 from typing import Any, NamedTuple
 
@@ -60,9 +62,23 @@ def read_image(path: Path) -> np.ndarray:
     """
     place = place_of(path)
     try:
-        return np.fromfile(place.file, np.uint8, -1 if place.size is None else place.size, offset=place.offset)
+        with open(place.file, "rb", buffering=0, opener=open_file) as file:
+            return np.fromfile(file, np.uint8, -1 if place.size is None else place.size, offset=place.offset)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): restore it, or pass --skip-bad-images") from None
+
+
+def open_file(path: Path | str, flags: int = os.O_RDONLY) -> int:
+    """The descriptor of a regular file: a pipe would be waited for, a device may have no end.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no regular file")
+    return descriptor
 
 
 class Opened:
@@ -70,7 +86,7 @@ class Opened:
 
     def __init__(self, place: Place) -> None:
         self._offset = place.offset
-        self._file = os.open(place.file, os.O_RDONLY)
+        self._file = open_file(place.file)
         try:
             self.size = os.fstat(self._file).st_size if place.size is None else place.size
             self._head = os.pread(self._file, min(_HEAD, self.size), place.offset)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reid_fast.data.cache import file_about, keep
-from reid_fast.data.sets.files import is_image, is_litter, scanned
+from reid_fast.data.sets.files import is_folder, is_image, is_litter, scanned
 from reid_fast.data.sets.manifest import FRESH
 from reid_fast.data.sets.numbering import Numbering
 from reid_fast.data.sets.paths import Paths
@@ -26,6 +26,7 @@ from reid_fast.errors import UserError
 
 _VERSION = 1  # of an index: raise it whenever what is read from a shard changes
 _SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")  # the others are refused by their content
+_LONGEST = 1 << 20  # bytes of a file beside an image
 _PLAIN = {"cam": "cam", "pid": "pid", "cls": "pid"}  # neighbours of an image that hold one text
 
 
@@ -49,7 +50,7 @@ def shards_in(folder: Path) -> list[Path]:
     found = []
     with scanned(folder) as entries:
         for entry in entries:
-            if is_shard(entry.name) and not entry.is_dir():
+            if is_shard(entry.name) and not is_folder(entry):
                 found.append(folder / entry.name)
             elif not is_litter(entry.name):
                 return []
@@ -105,7 +106,7 @@ def load_shards(
     if not paths:
         raise UserError(f"the tar files in {tree} hold no images: choose others")
     index.save()
-    root = tree if tree.is_dir() else tree.parent
+    root = tree if os.path.isdir(tree) else tree.parent
     known = {"pid": pids.numbers(), "cam": cams.numbers(), **captured(expression, paths, root, unparsed)}
     return ReidSet("folder", ImageSet(paths, known["pid"], known["cam"]), None, None, "tar files of images", tree)
 
@@ -205,11 +206,15 @@ def _key(entry: Entry) -> str:
 def _facts(tar: TarFile, shard: Path, entry: Entry) -> dict[str, str | None]:
     """What a file beside an image says of it."""
     kind = entry.name[len(_key(entry)) + 1 :].lower()
+    if kind not in (*_PLAIN, "json"):
+        return {}
+    if entry.size > _LONGEST:
+        raise UserError(f"{shard}/{entry.name} has {entry.size:,} bytes, too many for a label: pack the shard again")
     try:
         if kind in _PLAIN:
             return {_PLAIN[kind]: tar.read(entry.offset, entry.size).decode().strip() or None}
-        content = json.loads(tar.read(entry.offset, entry.size)) if kind == "json" else None
-    except ValueError:
+        content = json.loads(tar.read(entry.offset, entry.size))
+    except (ValueError, RecursionError):
         raise UserError(f"{shard}/{entry.name} is not JSON or text in UTF-8: pack the shard again") from None
     if not isinstance(content, dict):
         return {}

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from reid_fast.data.sets.places import open_file
 from reid_fast.errors import UserError
 
 _BLOCK = 512
 _FILES = (b"0", b"\0", b"7")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _LONGEST = 1 << 20  # bytes of a name or of extended headers
+_DIGITS = 20  # of a number in them: no file has more
 
 
 class Entry(NamedTuple):
@@ -28,7 +30,7 @@ class TarFile:
 
     def __init__(self, file: Path) -> None:
         try:
-            self._descriptor = os.open(file, os.O_RDONLY)
+            self._descriptor = open_file(file)
         except OSError as error:
             raise UserError(f"{file} cannot be read ({error.strerror}): check its permissions") from None
         self._file, self._length = file, os.fstat(self._descriptor).st_size
@@ -104,13 +106,13 @@ def _extended(content: bytes, name: str | None) -> tuple[str | None, int | None]
     """Name and size from the records `length key=value\\n` of POSIX, where they are among them."""
     size = None
     while content:
-        length, _, _ = content.partition(b" ")
+        length, _, _ = content[:_DIGITS].partition(b" ")
         if not length.isdigit() or int(length) < 1:
             break
         record, content = content[len(length) + 1 : int(length) - 1], content[int(length) :]
         key, _, value = record.partition(b"=")
         if key == b"path":
             name = _text(value)
-        elif key == b"size" and value.isdigit():
-            size = int(value)
+        elif key == b"size" and value[:_DIGITS].isdigit():
+            size = int(value[:_DIGITS])
     return name, size

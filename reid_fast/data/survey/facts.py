@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -152,7 +153,7 @@ def _name_of(data_dir: Path, console: Console) -> str:
     """The set whose layout it is; of several the one that the folder is called by, or whose names parse best."""
     if is_synthetic(data_dir):
         return "synthetic"
-    names = recognise(data_dir) if data_dir.is_dir() else []
+    names = recognise(data_dir) if os.path.isdir(data_dir) else []
     if len(names) < 2:
         return next(iter(names), "folder")
 
