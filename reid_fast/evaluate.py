@@ -233,7 +233,7 @@ def load_encoder(folder: Path) -> tuple[Encoder, dict[str, Any]]:
         options = Options((description["height"], description["width"]), description["stem_relu"])
         encoder = Encoder(description["arch"], description["pooling_type"], options=options)
         encoder.load_state_dict(tensors)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, UserError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"model.safetensors and model.json in {folder} do not fit each other ({reason})") from None
     return encoder.eval(), description

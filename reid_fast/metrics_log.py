@@ -12,6 +12,7 @@ from rich.table import Table
 
 from reid_fast import run_folder
 from reid_fast.console import clock_time
+from reid_fast.errors import UserError
 from reid_fast.sinks import Sink
 
 SCORES = ("mAP", "rank1", "rank5", "rank10", "mINP")
@@ -58,13 +59,24 @@ class MetricsLog:
             sink.close(failed=error is not None)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows so far; a last line cut short by a kill is left out."""
+        """The rows so far; a last line cut short by a kill is left out.
+
+        Raises:
+            UserError: the file cannot be read, or another line is no row of numbers; it is named.
+        """
         rows: list[dict[str, Any]] = []
-        for line in self._path.read_text().splitlines() if self._path.exists() else ():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+        try:
+            lines = self._path.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return rows
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be read ({error.strerror}): check its permissions") from None
+        for number, line in enumerate(lines, start=1):
+            row = _row(line)
+            if row is not None:
+                rows.append(row)
+            elif line.endswith(b"\n"):
+                raise UserError(f"{self._path}:{number} is damaged: restore the file from a copy, or remove the line")
         return rows
 
     def seconds_left(self, epochs: int, eval_step: int) -> float | None:
@@ -85,6 +97,17 @@ class MetricsLog:
         evaluation = next((row["seconds"]["evaluate"] for row in reversed(self._added) if "mAP" in row), 0.0)
         due = sum(is_due(later, epochs, eval_step) for later in range(done + 1, epochs + 1))
         return (epochs - done) * epoch + due * evaluation
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line of the file; None where it is no epoch with numbers, of which some may lie one level deeper."""
+    try:
+        row = json.loads(line)
+        numbers = [number for _, number in _flat(row)]
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    whole = type(row.get("epoch")) is int and all(isinstance(number, int | float) for number in numbers)
+    return row if whole and isinstance(row.get("seconds"), dict) else None
 
 
 def is_due(epoch: int, epochs: int, eval_step: int) -> bool:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import pickle
 import platform
 import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,27 @@ from reid_fast.config import Config, fixed, flag_of, to_json
 from reid_fast.errors import UserError
 
 FORMAT = 4  # of last.pt: raise it when what a method or the driver saves changes
+_CHECKSUM = "crc32"  # of a model's values, in the header of their file
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 0 < value < 1 << 16
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(v) in (int, float) and isfinite(v) for v in value)
+
+
+# What model.json says, as far as it must be of a kind.
+_DESCRIBED: Mapping[str, Callable[[Any], bool]] = {
+    "arch": lambda value: isinstance(value, str),
+    "pooling_type": lambda value: isinstance(value, str),
+    "stem_relu": lambda value: isinstance(value, bool),
+    "height": _is_side,
+    "width": _is_side,
+    "mean": _is_colour,
+    "std": lambda value: _is_colour(value) and min(value) > 0,
+}
 
 
 def choose(config: Config) -> Path:
@@ -38,7 +60,7 @@ def choose(config: Config) -> Path:
         UserError: it already holds a run and `--resume` is not given, or it cannot be made.
     """
     path = config.logs_dir or _numbered(Path("logs"), f"{config.method}-{config.dataset}", config.resume)
-    if (path / "config.json").exists() and not config.resume:
+    if os.path.exists(path / "config.json") and not config.resume:
         raise UserError(f"{path} already holds a run: continue it with --resume, or choose another --logs-dir")
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -50,7 +72,7 @@ def choose(config: Config) -> Path:
 def _numbered(parent: Path, stem: str, newest: bool) -> Path:
     numbers = [
         int(match[1])
-        for folder in (parent.iterdir() if parent.is_dir() else ())
+        for folder in (parent.iterdir() if os.path.isdir(parent) else ())
         if (match := re.fullmatch(re.escape(stem) + r"-(\d+)", folder.name))
     ]
     last = max(numbers, default=0)
@@ -99,9 +121,9 @@ def check_output(path: Path) -> None:
     Raises:
         UserError: a file cannot be written there: it is a folder, or the folder that it is to lie in is not there.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path} is a folder: name a file to write")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise UserError(f"there is no folder {path.parent} to write {path.name} into: make it, or choose another file")
 
 
@@ -119,14 +141,17 @@ def load(folder: Path) -> dict[str, Any]:
     """Read last.pt onto the CPU.
 
     Raises:
-        UserError: it is not a checkpoint, or is cut short.
+        UserError: it is not a checkpoint, is cut short or damaged anywhere.
     """
     path = folder / "last.pt"
     try:
+        with zipfile.ZipFile(path) as parts:  # torch compares no checksums
+            if damaged := parts.testzip():
+                raise ValueError(f"the checksum of {damaged} is another")
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or "format" not in state:
-            raise pickle.UnpicklingError("no reid-fast state in it")
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            raise ValueError("no reid-fast state in it")
+    except Exception as error:  # both readers have their own zoo of exceptions
         reason = str(error).split("\n")[0]
         raise UserError(
             f"{path} is damaged or not a checkpoint of reid-fast ({reason}): "
@@ -169,8 +194,19 @@ def export(folder: Path, tensors: dict[str, Tensor], description: dict[str, Any]
     """Write model.safetensors and model.json: what inference needs. The folder is made if it is not there."""
     folder.mkdir(exist_ok=True)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(folder / "model.safetensors", lambda file: file.write(tensors_to_bytes(whole)))
+    known = {_CHECKSUM: _checksum(tensors_to_bytes(whole))}
+    write_whole(folder / "model.safetensors", lambda file: file.write(tensors_to_bytes(whole, known)))
     write_json(folder / "model.json", description)
+
+
+def _header(content: bytes) -> tuple[dict[str, Any], int]:
+    """Of a .safetensors file, and where its values begin."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:start]), start
+
+
+def _checksum(content: bytes) -> str:
+    return f"{zlib.crc32(memoryview(content)[_header(content)[1] :]):08x}"
 
 
 def load_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -179,13 +215,21 @@ def load_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         UserError: not a run folder, or a damaged file.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"there is no run folder {folder}")
     try:
         description = json.loads((folder / "model.json").read_text())
-        tensors = tensors_from_bytes((folder / "model.safetensors").read_bytes())
+        if not isinstance(description, dict):
+            raise ValueError("model.json holds no names")
+        if odd := [name for name, fits in _DESCRIBED.items() if name in description and not fits(description[name])]:
+            raise ValueError(f"model.json has no such {odd[0]}")
+        content = (folder / "model.safetensors").read_bytes()
+        tensors = tensors_from_bytes(content)
+        known = _header(content)[0].get("__metadata__") or {}
+        if known.get(_CHECKSUM, _checksum(content)) != _checksum(content):
+            raise ValueError("the values of model.safetensors have another checksum")
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no finished epoch: {Path(error.filename).name} is missing") from None
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         raise UserError(f"the model in {folder} is damaged ({error}): restore it from a copy or train again") from None
     return tensors, description

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -27,7 +28,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         content = _parse(path)
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror}): give a .yaml or .json file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--config {path} is not {_kind(path)} ({' '.join(str(error).split())[:200]})") from None
     if content is None:  # YAML without a line that says something
         content = {}
@@ -64,18 +65,20 @@ def _parse(path: Path) -> Any:
         raise UserError("a YAML file of settings needs PyYAML: pip install pyyaml, or write it as .json") from None
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except Exception as error:  # beside its own ones those of a malformed number or date
         raise ValueError(error) from None
 
 
 def _converted(kind: Any, value: Any, where: str) -> Any:
     """A value of YAML or JSON as the type of a field."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        raise UserError(f"{where} is a whole number of {value.bit_length():,} bits: give one of at most 64")
     for choice in _choices(kind):
         found = _as(choice, value)
         if found is not None or (value is None and choice is type(None)):
             return found
     wanted = " or ".join(_said(choice) for choice in _choices(kind))
-    raise UserError(f"{where} must be {wanted}, not {json.dumps(value, default=str)}")
+    raise UserError(f"{where} must be {wanted}, not {_shown(value)}")
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:
@@ -103,8 +106,13 @@ def _number(value: Any) -> float | None:
         return None
     try:
         return float(value)  # a string too: YAML 1.1 takes 1e-4, without a point, for one
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON has it; of a list or a mapping, which may hold itself, its beginning."""
+    return (reprlib.repr(value) if isinstance(value, list | dict) else json.dumps(value, default=str))[:80]
 
 
 def _said(kind: Any) -> str:

@@ -75,8 +75,11 @@ class WeightsAndBiases:
         except ImportError:
             raise UserError("--wandb needs the extra: pip install 'reid-fast[wandb]'") from None
         path = folder / "wandb.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        if known.get("project") != project:
+        try:
+            known = json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError):  # there is none yet, or it is damaged
+            known = None
+        if not isinstance(known, dict) or known.get("project") != project:
             known = {"project": project, "id": secrets.token_hex(4)}
             run_folder.write_json(path, known)
         try:

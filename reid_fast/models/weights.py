@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ def load_weights(encoder: Encoder, arch: str, weights: str) -> None:
     if weights == "none":
         return
     source = _imagenet_file(arch) if weights == "imagenet" else Path(weights)
-    if not source.exists():
+    if not os.path.exists(source):
         raise UserError(f"--weights {weights}: there is no such file or run folder")
     checkpoint = read_checkpoint(source)
     checkpoint, resizing = _at_size_of(encoder, checkpoint)
@@ -46,7 +47,7 @@ def _imagenet_file(arch: str) -> Path:
     if url is None:
         raise UserError(f"no ImageNet weights are published for --arch {arch}: use --weights none or a file")
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-    if not path.is_file():
+    if not os.path.isfile(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # A download becomes a file when it is whole and, on these hosts, has the SHA-256 that its name begins to tell.
         digest = re.fullmatch(r"https://(?:download\.pytorch\.org|dl\.fbaipublicfiles\.com)/.+-([0-9a-f]+)\.pth", url)
@@ -95,7 +96,8 @@ def _check_fits(encoder: Encoder, arch: str, checkpoint: Checkpoint) -> None:
     ]
     unknown = [checkpoint.names[name] for name in tensors if name not in own]
     reshaped = [checkpoint.names[name] for name in own if name in tensors and own[name].shape != tensors[name].shape]
-    broken = [checkpoint.names[name] for name in own if name in tensors and not tensors[name].isfinite().all()]
+    fitting = [name for name in own if name in tensors and own[name].shape == tensors[name].shape]
+    broken = [checkpoint.names[name] for name in fitting if not tensors[name].float().isfinite().all()]
     kinds = {"missing": missing, "unknown": unknown, "of another shape": reshaped, "not finite": broken}
     problems = [
         f"{kind}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
@@ -106,8 +108,8 @@ def _check_fits(encoder: Encoder, arch: str, checkpoint: Checkpoint) -> None:
         return
     if unknown == [checkpoint.names.get("pool.p")] and len(problems) == 1:
         raise UserError(f"--weights {checkpoint.path} was trained with GeM pooling: add --pooling-type gem")
-    fitting = architecture_of(tensors)
-    way_out = f": take --arch {fitting}" if fitting not in (None, arch) else ""
+    other = architecture_of(tensors)
+    way_out = f": take --arch {other}" if other not in (None, arch) else ""
     raise UserError(
         f"--weights {checkpoint.path} ({layout.name}) does not fit --arch {arch} ({'; '.join(problems)}){way_out}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from reid_fast.data.sets import Paths
 from reid_fast.errors import UserError
 from reid_fast.run_folder import check_output, write_json, write_whole
 
-_FORMAT = 1  # of the sidecar
+_FORMAT = 2  # of the sidecar
+_KIND = b"IxFI"  # how a file of an `IndexFlatIP` begins
 _WAY_OUT = "remove it to have it made anew, or choose another --index"
 
 
@@ -37,12 +39,14 @@ def load_index(path: Path, encoder: str, gallery: Paths) -> Tensor | None:
     sidecar = _sidecar(path)
     try:
         said = json.loads(sidecar.read_text())
+        if (checksum := _checksum(path)) != said["crc32"]:  # faiss may crash on what is damaged, or run out of memory
+            raise ValueError("its checksum is another")
         index = faiss.read_index(str(path))
         vectors = torch.from_numpy(index.reconstruct_n(0, index.ntotal))
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[-200:]
         raise UserError(f"the index {path} is damaged or not of reid-fast ({reason}): {_WAY_OUT}") from None
-    expected = _about(encoder, gallery, vectors)
+    expected = _about(encoder, gallery, vectors, checksum)
     for name, other in {"encoder": "another encoder", "gallery": "other gallery images"}.items():
         if said.get(name) != expected[name]:
             raise UserError(f"the index {path} was made of {other}: {_WAY_OUT}")
@@ -65,12 +69,28 @@ def save_index(path: Path, encoder: str, gallery: Paths, features: Tensor) -> No
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors.numpy())
     write_whole(path, lambda file: faiss.write_index(index, faiss.PyCallbackIOWriter(file.write)))
-    write_json(_sidecar(path), _about(encoder, gallery, vectors))
+    write_json(_sidecar(path), _about(encoder, gallery, vectors, _checksum(path)))
 
 
-def _about(encoder: str, gallery: Paths, vectors: Tensor) -> dict[str, Any]:
+def _about(encoder: str, gallery: Paths, vectors: Tensor, checksum: int) -> dict[str, Any]:
     images, width = vectors.shape
-    return {"format": _FORMAT, "encoder": encoder, "gallery": _list_of(gallery), "images": images, "width": width}
+    made_of = {"format": _FORMAT, "encoder": encoder, "gallery": _list_of(gallery)}
+    return {**made_of, "images": images, "width": width, "crc32": checksum}
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32 of an index.
+
+    Raises:
+        ValueError: it is of another kind, whose reader is not to see it.
+    """
+    with path.open("rb") as file:
+        if (start := file.read(len(_KIND))) != _KIND:
+            raise ValueError("it is no IndexFlatIP")
+        checksum = zlib.crc32(start)
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def _list_of(gallery: Paths) -> str:

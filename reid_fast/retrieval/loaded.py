@@ -218,8 +218,8 @@ def load_encoder(
         UserError: there is no finished encoder, it is damaged, or its architecture is not known.
     """
     path = Path(path).expanduser()
-    folder = path.parent if path.name == "model.safetensors" and path.with_name("model.json").is_file() else path
-    if folder.is_file():
+    folder = path.parent if path.name == "model.safetensors" and os.path.isfile(path.with_name("model.json")) else path
+    if os.path.isfile(folder):
         encoder, description = _of_weights(folder, size or PLAIN.size, image_norm or "imagenet")
     elif size is not None or image_norm is not None:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,8 +91,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """The tensors, and what a run folder says of them."""
-    exported = path.name == "model.safetensors" and path.with_name("model.json").is_file()
-    if not exported and not path.is_dir():
+    exported = path.name == "model.safetensors" and os.path.isfile(path.with_name("model.json"))
+    if not exported and not os.path.isdir(path):
         return read_tensors(path), None
     tensors, description = load_export(path.parent if exported else path)
     if lacking := [key for key in ("height", "width", "mean", "stem_relu") if key not in description]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from reid_fast.errors import UserError
 
 # What training scripts put the tensors under, DINO its slow network's: one may lie in another.
 _WRAPPINGS = ("model", "state_dict", "teacher")
+_DEEPEST = 8  # wrappings in one another: a file may hold a dict that holds itself
 # What wrappers put before every name: (Distributed)DataParallel, torch.compile.
 _PREFIXES = ("module.", "_orig_mod.")
 # SpCL and its successors keep their best mAP as a NumPy number beside the tensors, DINO its command line's settings.
@@ -40,13 +42,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: no such file, one that holds no tensors by name, or one that holds objects of code.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such file")
     content = _content(path)
     if isinstance(content, dict) and {"format", "method", "at"} <= content.keys():
         raise UserError(f"{path} is the state of a run, not its weights: give its folder, {path.parent}")
-    while isinstance(content, dict) and (inner := _wrapped(content)) is not None:
-        content = inner
+    for _ in range(_DEEPEST):
+        content = _unwrapped(content)
     if not isinstance(content, Mapping):
         raise _not_weights(path, f"it holds no tensors by name but a {type(content).__name__}")
     if not content:
@@ -54,6 +56,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     odd = next((name for name, value in content.items() if not isinstance(value, Tensor)), None)
     if odd is not None:
         raise _not_weights(path, f"its {odd} is not a tensor but a {type(content[odd]).__name__}")
+    if (odd := next((name for name, tensor in content.items() if not _is_plain(tensor)), None)) is not None:
+        raise _not_weights(path, f"its {odd} is a sparse, quantised, nested or complex tensor, or one without values")
     tensors = {str(name): tensor.detach() for name, tensor in content.items()}
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -79,8 +83,15 @@ def _content(path: Path) -> Any:
         raise _not_weights(path, str(error)) from None
 
 
-def _wrapped(content: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
-    return next((content[key] for key in _WRAPPINGS if isinstance(content.get(key), Mapping)), None)
+def _unwrapped(content: Any) -> Any:
+    if not isinstance(content, dict):
+        return content
+    return next((content[key] for key in _WRAPPINGS if isinstance(content.get(key), Mapping)), content)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    plain = tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_quantized or tensor.is_complex())
+    return plain and not tensor.is_meta
 
 
 def _not_weights(path: Path, reason: str) -> UserError:

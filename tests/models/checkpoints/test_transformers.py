@@ -160,7 +160,7 @@ def test_a_run_folder_knows_its_grid(tmp_path):
 
 def test_as_many_patches_that_lie_otherwise_are_resized(tmp_path):
     lying, standing = (Encoder("vit", options=Options(size)) for size in ((32, 64), (64, 32)))
-    export(tmp_path, lying.state_dict(), {"arch": "vit", "height": 32, "width": 64})
+    export(tmp_path, lying.state_dict(), {"height": 32, "width": 64, "mean": [0.5, 0.5, 0.5], "stem_relu": True})
     load_weights(standing, "vit", str(tmp_path))
     positions = resized(lying.backbone.pos_embed, (2, 4), (4, 2))
     assert not torch.equal(positions, lying.backbone.pos_embed)
