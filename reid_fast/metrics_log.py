@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from reid_fast.console import clock_time
 from reid_fast.errors import UserError
 from reid_fast.sinks import Sink
 
+_SMALLEST = 1e-60  # of a number other than 0
 SCORES = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
@@ -100,14 +102,20 @@ class MetricsLog:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """A line of the file; None where it is no epoch with numbers, of which some may lie one level deeper."""
+    """A line of the file; None where it is no epoch with its seconds and numbers that a chart can hold."""
     try:
         row = json.loads(line)
-        numbers = [number for _, number in _flat(row)]
-    except (ValueError, AttributeError, RecursionError):
+        epoch, seconds, numbers = row["epoch"], row["seconds"].values(), [row[key] for key in row if key != "seconds"]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    whole = type(row.get("epoch")) is int and all(isinstance(number, int | float) for number in numbers)
-    return row if whole and isinstance(row.get("seconds"), dict) else None
+    whole = type(epoch) is int and 0 <= epoch < 2**31 and all(map(_is_number, (*numbers, *seconds)))
+    return row if whole and all(0 <= spent < math.inf for spent in seconds) else None
+
+
+def _is_number(value: Any) -> bool:
+    """Of a usual size, or not finite, as a loss may become."""
+    usual = type(value) in (int, float) and (value == 0 or _SMALLEST < abs(value) < 1 / _SMALLEST)
+    return usual or (type(value) is float and not math.isfinite(value))
 
 
 def is_due(epoch: int, epochs: int, eval_step: int) -> bool:

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import random
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from safetensors.torch import save as as_safetensors
 from spoilt import spoilt
 
 from reid_fast import run_folder
+from reid_fast.commands.report import ReportConfig, report
+from reid_fast.config import Config
 from reid_fast.data.sets import Manifest, Paths
 from reid_fast.errors import UserError
 from reid_fast.evaluate import load_encoder
@@ -219,13 +222,36 @@ def test_a_spoilt_log_has_its_rows_or_is_named(attack, tmp_path: Path) -> None:
         rows = taken(file, MetricsLog(tmp_path, writes=False).rows)
         for row in rows or ():
             assert isinstance(row["epoch"], int)
-            assert all(isinstance(value, int | float | dict) for value in row.values())
+            assert all(isinstance(value, int | float) for key, value in row.items() if key != "seconds")
 
     attack(read, 150, seed=SEEDS)
 
 
+NUMBER = re.compile(rb"(?<=: )-?\d[\d.e-]*")
+
+
+def test_a_report_is_written_of_any_rows_that_are_taken(attack, tmp_path: Path) -> None:
+    run_folder.describe(tmp_path, Config(data_dir=tmp_path))
+    file, page = tmp_path / "metrics.jsonl", tmp_path / "page.html"
+    content = b"".join(json.dumps(ROW | {"epoch": epoch}).encode() + b"\n" for epoch in range(3))
+    odd = (b"NaN", b"-Infinity", b"1e59", b"-1e59", b"1e-59", b"0", b"-3", b"1e300", b"9" * 400, b"{}", b"2147483647")
+
+    def read(seed: int) -> None:
+        chance = random.Random(seed)
+        at = chance.choice([match.span() for match in NUMBER.finditer(content)])
+        file.write_bytes(content[: at[0]] + chance.choice(odd) + content[at[1] :])
+        taken(file, lambda: report(ReportConfig((tmp_path,), output=page, pictures=False)))
+
+    attack(read, 25, seed=SEEDS)
+
+
 @pytest.mark.parametrize(
-    "line", [b"{}", b"[1]", b"null", b'{"epoch": 1}', b'{"epoch": "1", "seconds": {}}', b"\xff", b"x"]
+    "line",
+    [
+        *(b"{}", b"[1]", b"null", b"\xff", b"x", b'{"epoch": 1}', b'{"epoch": "1", "seconds": {}}'),
+        *(b'{"epoch": 1, "seconds": {"train": %s}}' % odd for odd in (b"NaN", b"-1", b"1e300", b"null", b"{}")),
+        *(b'{"epoch": 1, "seconds": {}, "loss": %s}' % odd for odd in (b"1e-300", b"9" * 400, b"{}", b'"x"', b"true")),
+    ],
 )
 def test_a_damaged_row_is_named_and_the_file_stays(tmp_path: Path, line: bytes) -> None:
     good = json.dumps(ROW).encode() + b"\n"
