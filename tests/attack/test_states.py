@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import random
 import re
@@ -16,18 +17,22 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
-from inputs import JPEG, planted, write
+from inputs import JPEG, encoded, pack, planted, write
 from safetensors.torch import save as as_safetensors
 from spoilt import spoilt
 
 from reid_fast import run_folder
 from reid_fast.commands.report import ReportConfig, report
 from reid_fast.config import Config
-from reid_fast.data.sets import Manifest, Paths
+from reid_fast.console import Console
+from reid_fast.data.images.store_file import open_store_file
+from reid_fast.data.sets import Manifest, Paths, load_set, place_of
 from reid_fast.errors import UserError
 from reid_fast.evaluate import load_encoder
 from reid_fast.metrics_log import MetricsLog
 from reid_fast.models.checkpoints.files import read_tensors
+from reid_fast.models.encoder import Encoder
+from reid_fast.models.weights import load_weights
 from reid_fast.retrieval import load_index, save_index
 from reid_fast.settings_file import read_settings
 
@@ -113,7 +118,7 @@ def test_a_description_says_what_an_encoder_needs_or_is_refused(attack, trained:
         if found is not None:
             assert all(type(found[1][side]) is int and found[1][side] > 0 for side in ("height", "width"))
 
-    attack(read, 40, seed=SEEDS)
+    attack(read, 15, seed=SEEDS)
 
 
 @pytest.mark.parametrize(
@@ -301,6 +306,57 @@ def test_a_spoilt_manifest_knows_what_was_written_or_less(attack, tmp_path: Path
         assert not found.knows("whole", stamps + np.uint64(100)).any()
 
     attack(read, 100, seed=SEEDS)
+
+
+def test_a_spoilt_store_is_made_again(attack, tmp_path: Path) -> None:
+    images = Paths.of(write(tmp_path / f"{row}.png", encoded("PNG")) for row in range(3))
+    (tmp_path / "cache").mkdir()
+
+    def pixels() -> torch.Tensor:
+        store = open_store_file(
+            tmp_path / "cache", images, (8, 8), device=torch.device("cpu"), threads=1, console=Console(quiet=True)
+        )
+        return next(store.plain(np.arange(3), 3))
+
+    expected = pixels()
+    (file,) = (tmp_path / "cache").iterdir()
+    content = file.read_bytes()
+
+    def read(seed: int) -> None:
+        file.unlink()
+        file.write_bytes(spoilt(content, random.Random(seed)))
+        assert torch.equal(pixels(), expected)
+        assert file.read_bytes() == content
+
+    attack(read, 4, seed=SEEDS)
+
+
+def test_a_spoilt_index_of_tar_files_is_made_again(attack, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tar = pack(tmp_path / "0.tar", {"a.jpg": JPEG, "a.json": b'{"cam": "hall"}', "b.jpg": JPEG})
+    os.utime(tar, (1, 1))  # what is new is not remembered
+    expected = [place_of(path) for path in load_set("folder", tar).train.paths]
+    (file,) = (tmp_path / "cache").rglob("*.shards")
+    content = file.read_bytes()
+
+    def read(seed: int) -> None:
+        file.write_bytes(spoilt(content, random.Random(seed), (b"\n", b" ", b"\r")))
+        assert [place_of(path) for path in load_set("folder", tar).train.paths] == expected
+
+    attack(read, 60, seed=SEEDS)
+
+
+@pytest.mark.parametrize(
+    "value", [torch.full((64,), 1e300, dtype=torch.float64), torch.full((64,), float("nan"))], ids=["large", "nan"]
+)
+def test_numbers_that_no_weight_can_be_are_refused(tmp_path: Path, value: torch.Tensor) -> None:
+    """Float64 holds what becomes infinite in float32."""
+    encoder = Encoder("resnet18_half")
+    state = encoder.state_dict()
+    name = next(name for name, tensor in state.items() if tensor.dtype == torch.float32 and tensor.ndim == 1)
+    torch.save(state | {name: value[: len(state[name])].clone()}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=f"not finite: {name}"):
+        load_weights(encoder, "resnet18_half", str(tmp_path / "w.pth"))
 
 
 class Hostile:
