@@ -185,18 +185,18 @@ def test_a_wrapping_in_itself_ends(tmp_path: Path) -> None:
 
 
 ODD_TENSORS = {
-    "sparse": torch.eye(3).to_sparse(),
-    "quantised": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8),
-    "complex": torch.ones(3, dtype=torch.complex64),
-    "meta": torch.ones(3, device="meta"),
-    "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "quantised": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8),
+    "complex": lambda: torch.ones(3, dtype=torch.complex64),
+    "meta": lambda: torch.ones(3, device="meta"),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
 }
 
 
 @pytest.mark.parametrize("kind", ODD_TENSORS)
 @pytest.mark.filterwarnings("ignore")
 def test_tensors_that_are_no_plain_numbers_are_named(tmp_path: Path, kind: str) -> None:
-    torch.save(TENSORS | {"odd": ODD_TENSORS[kind]}, tmp_path / "file.pth")
+    torch.save(TENSORS | {"odd": ODD_TENSORS[kind]()}, tmp_path / "file.pth")
     with pytest.raises(UserError, match=r"file\.pth is not a file of .* weights"):
         read_tensors(tmp_path / "file.pth")
 
