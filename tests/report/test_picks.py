@@ -136,7 +136,7 @@ def test_a_teachers_scores_stand_beside_the_models():
 def test_every_line_of_a_chart_has_a_colour_of_its_own():
     rows = [{"epoch": 0, "mAP": 0.1, "teacher_mAP": 0.2}, {"epoch": 1, "mAP": 0.3, "teacher_mAP": 0.3}]
     plain_rows = [{"epoch": row["epoch"], "mAP": row["mAP"]} for row in rows]
-    runs = [RunRecord(f"run{n}", Path(), {}, plain_rows if n else rows) for n in range(6)]
+    runs = [RunRecord(f"run{n}", Path(), {}, {}, plain_rows if n else rows) for n in range(6)]
     (chart,) = curves(runs)
     lines = [mark for mark in chart.figure.marks if isinstance(mark, Line)]
     assert len({line.colour for line in lines if len(line.points) == 2}) == 7
