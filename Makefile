@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CARRIED := pytest pytest-xdist hypothesis tyro rich safetensors pybind11 setuptools nvidia-dali-cuda120 faiss-cpu
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test check bench docs gpu wheels clean
+.PHONY: demo test check attack bench docs gpu wheels clean
 
 # Cores are used by processes: docs/many-processes.md. The demo's batch has BatchNorm groups for four.
 RANKS = $(shell $(BIN)/python -c 'import os, torch; print(min(4, torch.cuda.device_count() or len(os.sched_getaffinity(0))))')
@@ -22,6 +22,11 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(shell find csrc -type f; find tests -name '*.cpp' -o -name '*.h')
 	$(BIN)/mypy
+
+# Everything that may go wrong from outside, as often as CASES says; `make test` has a sample.
+CASES ?= 1000
+attack: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/attack -s --attack $(CASES)
 
 bench: $(VENV)/.installed
 	$(BIN)/python bench/run.py --smoke

@@ -11,10 +11,10 @@ from typing import Any
 
 from rich.table import Table
 
-from reid_fast import run_folder
 from reid_fast.console import clock_time
 from reid_fast.errors import UserError
 from reid_fast.sinks import Sink
+from reid_fast.whole_file import not_written, write_whole
 
 _SMALLEST = 1e-60  # of a number other than 0
 SCORES = ("mAP", "rank1", "rank5", "rank10", "mINP")
@@ -38,20 +38,30 @@ class MetricsLog:
         """
         self._path, self._writes, self._sinks = folder / "metrics.jsonl", writes, sinks
         self._added: list[dict[str, Any]] = []
-        if not writes:
-            return
-        kept = "".join(json.dumps(row) + "\n" for row in self.rows() if row["epoch"] <= last_epoch)
-        run_folder.write_whole(self._path, lambda file: file.write(kept.encode()))
+        self._rows = [row for row in self.rows() if row["epoch"] <= last_epoch] if writes else []
+        if writes:
+            self._write()
 
     def add(self, row: dict[str, Any]) -> None:
-        """Record an epoch."""
+        """Record an epoch.
+
+        Raises:
+            UserError: the disk is full.
+        """
         self._added.append(row)
         if not self._writes:
             return
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        self._rows.append(row)
+        self._write()
         for sink in self._sinks:
-            sink.add(row["epoch"], dict(_flat(row)))
+            try:
+                sink.add(row["epoch"], dict(_flat(row)))
+            except OSError as error:
+                raise not_written(self._path.parent, error) from None
+
+    def _write(self) -> None:
+        text = "".join(json.dumps(row) + "\n" for row in self._rows)
+        write_whole(self._path, lambda file: file.write(text.encode()))
 
     def __enter__(self) -> MetricsLog:
         return self

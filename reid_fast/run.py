@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial, reduce
 from operator import add
@@ -83,6 +83,7 @@ class Run:
     scaler: torch.amp.GradScaler
     loader: Loader
     fingerprints: dict[str, tuple[int, str]]  # of the training images
+    sizes: Tensor  # [N] of the training images, in bytes
     at: Position
     ranks: Ranks
     split: Split | None  # of a batch among several ranks
@@ -119,8 +120,15 @@ def build(
     ranks: Ranks = ALONE,
     stop: Stop | None = None,
     opened: tuple[ReidSet, TrainingSet] | None = None,
+    held: ExitStack | None = None,
 ) -> Run:
-    """Open the data, unless they are, and put the parts together; with `--resume`, as the last checkpoint has them."""
+    """Open the data, unless they are, and put the parts together; with `--resume`, as the last checkpoint has them.
+
+    Args:
+        config, ranks, stop: see `Run`.
+        opened: the data.
+        held: keeps other runs out of the folder until it ends.
+    """
     device = pick_device(config.device, ranks.local_rank)
     torch.manual_seed(config.seed)
     choose_kernels(config.deterministic)
@@ -136,7 +144,8 @@ def build(
     optimizer = new_optimizer(config, weights)
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
 
-    path, state = ranks.from_first(lambda: open_run(config, images))
+    path, state = ranks.from_first(lambda: open_run(config, images, held or ExitStack()))
+    sizes = torch.from_numpy(ranks.from_first(images.sizes))
     at = Position()
     if state is not None:
         method.load_state_dict(state["method"])
@@ -156,6 +165,11 @@ def build(
     console.say(f"{config.method} on {config.dataset}, {config.arch}, {where}, {amp or 'float32'} -> {path}")
     if state is None:
         console.say(f"weights: {method.model.origin}")
+    elif changed := np.flatnonzero(state["sizes"] != sizes).tolist():
+        console.say(
+            f"{len(changed)} training images have other sizes in bytes than when the run was saved, the first one "
+            f"{images.images.paths[changed[0]]}: it does not end as a run that was never stopped"
+        )
     if split is not None:
         console.say(describe_ranks(config, split))
     loader = open_loader(
@@ -174,7 +188,7 @@ def build(
     )
     console.say(f"training {loader.held}")
     parts = config, path, CheckpointWriter(path), console, metrics, device, amp, data, method, optimizer, scaler
-    return Run(*parts, loader, images.fingerprints(), at, ranks, split, loss, stop or Stop())
+    return Run(*parts, loader, images.fingerprints(), sizes, at, ranks, split, loss, stop or Stop())
 
 
 def step_loss(method: Method, batch: Batch) -> Tensor:
@@ -191,9 +205,10 @@ def new_optimizer(config: Config, weights: list[nn.Parameter]) -> torch.optim.Op
     return kind(weights, config.lr, weight_decay=config.weight_decay, fused=True)
 
 
-def open_run(config: Config, images: TrainingSet) -> tuple[Path, dict[str, Any] | None]:
-    """The run folder, and the state to continue from, if there is one and it may."""
+def open_run(config: Config, images: TrainingSet, held: ExitStack) -> tuple[Path, dict[str, Any] | None]:
+    """The run folder, this run's alone while it is held, and the state to continue from, if there is one and it may."""
     path = run_folder.choose(config)
+    held.enter_context(run_folder.held(path, config.resume))
     state = run_folder.load(path) if config.resume and (path / "last.pt").exists() else None
     if state is not None:
         run_folder.check_same(state, config, images.fingerprints(), path)
@@ -256,5 +271,6 @@ def save(run: Run) -> None:
         "scaler": run.scaler.state_dict(),
         "at": asdict(run.at),
         "images": run.fingerprints,
+        "sizes": run.sizes,
     }
     run.checkpoints.save(state)

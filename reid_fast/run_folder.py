@@ -1,6 +1,7 @@
 """The run folder: which one, what lies in it, and whether it may be continued.
 
-Everything is written to a temporary name, flushed and renamed, so a kill at any instant leaves whole files.
+Everything is written to a temporary name, flushed and renamed, so a kill at any instant leaves whole files. The run
+that lives in it keeps its file `lock`, which ends with its process.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import count
 from math import isfinite
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +29,7 @@ from torch import Tensor
 
 from reid_fast.config import Config, fixed, flag_of, to_json
 from reid_fast.errors import UserError
+from reid_fast.whole_file import locked, not_written, write_whole
 
 FORMAT = 4  # of last.pt: raise it when what a method or the driver saves changes
 _CHECKSUM = "crc32"  # of a model's values, in the header of their file
@@ -54,29 +58,57 @@ _DESCRIBED: Mapping[str, Callable[[Any], bool]] = {
 def choose(config: Config) -> Path:
     """The folder of a run, made if it is not there.
 
-    Without `--logs-dir`: the newest logs/METHOD-DATASET-NUMBER with `--resume`, else the next number.
+    Without `--logs-dir`: the newest logs/METHOD-DATASET-NUMBER with `--resume`, else the next number, which no run that
+    starts at the same time gets.
 
     Raises:
-        UserError: it already holds a run and `--resume` is not given, or it cannot be made.
+        UserError: it cannot be made.
     """
-    path = config.logs_dir or _numbered(Path("logs"), f"{config.method}-{config.dataset}", config.resume)
-    if os.path.exists(path / "config.json") and not config.resume:
-        raise UserError(f"{path} already holds a run: continue it with --resume, or choose another --logs-dir")
+    path = config.logs_dir
     try:
+        if path is None:
+            return _numbered(Path("logs"), f"{config.method}-{config.dataset}", config.resume)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--logs-dir {path} cannot be made ({error.strerror})") from None
+        raise UserError(f"--logs-dir {path or 'logs'} cannot be made ({error.strerror})") from None
     return path
 
 
 def _numbered(parent: Path, stem: str, newest: bool) -> Path:
+    parent.mkdir(exist_ok=True)
     numbers = [
         int(match[1])
-        for folder in (parent.iterdir() if os.path.isdir(parent) else ())
+        for folder in parent.iterdir()
         if (match := re.fullmatch(re.escape(stem) + r"-(\d+)", folder.name))
     ]
     last = max(numbers, default=0)
-    return parent / f"{stem}-{last if newest and last else last + 1:03d}"
+    if newest and last:
+        return parent / f"{stem}-{last:03d}"
+    for number in count(last + 1):
+        path = parent / f"{stem}-{number:03d}"
+        with suppress(FileExistsError):
+            path.mkdir()
+            break
+    return path
+
+
+@contextmanager
+def held(path: Path, resume: bool) -> Iterator[None]:
+    """Inside, the run folder is this run's alone.
+
+    Raises:
+        UserError: another run lives there, or one has and `resume` is not given; or it cannot be written.
+    """
+    try:
+        file = (path / "lock").open("ab")
+    except OSError as error:
+        raise not_written(path, error) from None
+    with file:
+        if not locked(file):
+            raise UserError(f"another run goes on in {path}: wait for its end, or choose another --logs-dir")
+        if (path / "config.json").exists() and not resume:
+            raise UserError(f"{path} already holds a run: continue it with --resume, or choose another --logs-dir")
+        yield
 
 
 def describe(path: Path, config: Config) -> None:
@@ -91,29 +123,6 @@ def describe(path: Path, config: Config) -> None:
     machine = {"system": platform.platform(), "processor": platform.machine()}
     content = {"config": to_json(config), "versions": versions, "machine": machine, "command": sys.argv[1:]}
     write_json(path / "config.json", content)
-
-
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that a kill at any instant leaves the old one or the new one.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written; the old file is still there.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        part.unlink(missing_ok=True)
-        way_out = "make it writable" if isinstance(error, PermissionError) else "free some space"
-        sentence = f"could not write {path} ({error}): {way_out} and start again, training with --resume"
-        raise UserError(sentence) from None
 
 
 def check_output(path: Path) -> None:
@@ -180,10 +189,10 @@ def check_same(state: dict[str, Any], config: Config, images: Mapping[str, tuple
     if changed:
         differences = ", ".join(f"{flag_of(name)} {saved[name]} (now {wanted[name]})" for name in changed)
         raise UserError(f"the run in {path} has {differences}: use its settings, or another --logs-dir")
-    for name, (count, names) in images.items():
+    for name, (number, names) in images.items():
         before, names_before = state["images"][name]
-        if (count, names) != (before, names_before):
-            found = f"{count} training images" if count != before else "training images of other names"
+        if (number, names) != (before, names_before):
+            found = f"{number} training images" if number != before else "training images of other names"
             raise UserError(
                 f"--{name} has {found}, and {before} when the run in {path} began, whose labels are theirs: restore "
                 f"them, or start a run in another --logs-dir, from its encoder with --weights {path}"
@@ -192,7 +201,10 @@ def check_same(state: dict[str, Any], config: Config, images: Mapping[str, tuple
 
 def export(folder: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
     """Write model.safetensors and model.json: what inference needs. The folder is made if it is not there."""
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise not_written(folder, error) from None
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     known = {_CHECKSUM: _checksum(tensors_to_bytes(whole))}
     write_whole(folder / "model.safetensors", lambda file: file.write(tensors_to_bytes(whole, known)))

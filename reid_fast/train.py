@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,8 +53,8 @@ def train(config: Config, ranks: Ranks = ALONE) -> Path:
         config: the run's settings.
         ranks: the processes that train together, all of which call this.
     """
-    with together(config, ranks) as stop:
-        run = build(config, ranks, stop)
+    with together(config, ranks) as stop, ExitStack() as held:
+        run = build(config, ranks, stop, held=held)
         go_through_epochs(run)
         return run.folder
 

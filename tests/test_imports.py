@@ -27,6 +27,7 @@ LEAVES = {
     "settings_file",
     "sinks",
     "stop",
+    "whole_file",
 }
 BELOW = {  # what each room may import, beside itself and the leaves
     "__main__": {"commands"},

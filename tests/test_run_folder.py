@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,34 @@ def test_the_run_folder_is_numbered_when_none_is_named(people: Path, tmp_path: P
     train(flags)
     train([*flags, "--resume"])
     assert sorted(path.name for path in Path("logs").iterdir()) == ["cc-market1501-001", "cc-market1501-002"]
+
+
+def test_runs_that_start_together_get_folders_of_their_own(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed, start = Path.iterdir, threading.Barrier(4)
+
+    def together(self):
+        found = list(listed(self))
+        start.wait(10)  # none has made its folder yet
+        return iter(found)
+
+    monkeypatch.setattr(Path, "iterdir", together)
+    with ThreadPoolExecutor(4) as pool:
+        chosen = list(pool.map(run_folder.choose, [parse(RUN)[0]] * 4))
+    assert {path.name for path in chosen} == {f"cc-market1501-{number:03d}" for number in range(1, 5)}
+    assert all(path.is_dir() for path in chosen)
+
+
+def test_a_second_run_is_kept_out_of_the_folder_while_the_first_one_lives(
+    capsys, market_folder: Path, tmp_path: Path
+) -> None:
+    flags = [*RUN, "--data-dir", market_folder, "--logs-dir", tmp_path]
+    with run_folder.held(tmp_path, resume=False):
+        for more in ([], ["--resume"]):
+            assert f"another run goes on in {tmp_path}: wait" in refused(capsys, train, *flags, *more)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    with run_folder.held(tmp_path, resume=False):  # it has ended
+        pass
 
 
 def test_checkpoints_that_cannot_be_continued(capsys, people: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from reid_fast.console import Console
 from reid_fast.drawing import png
 from reid_fast.errors import UserError, exit_on_user_error
 from reid_fast.report import Chart, RunRecord, Seen, curves, look, read_runs, report_page, stage_times
+from reid_fast.whole_file import write_whole
 
 _MOST = 8  # as many as there are colours
 
@@ -75,7 +76,7 @@ def report(config: ReportConfig) -> Path:
 
     seen = [seen_of(run) if config.pictures else None for run in runs]
     text = report_page(runs, seen)
-    run_folder.write_whole(output, lambda file: file.write(text.encode()))
+    write_whole(output, lambda file: file.write(text.encode()))
     console.say(f"written to {output}")
     if config.png is not None:
         _draw(runs, config.png)
@@ -95,4 +96,4 @@ def _draw(runs: Sequence[RunRecord], folder: Path) -> None:
 
 def _write_png(chart: Chart, folder: Path) -> None:
     image = png(chart.figure)
-    run_folder.write_whole(folder / f"{chart.name}.png", lambda file: image.save(file, "PNG"))
+    write_whole(folder / f"{chart.name}.png", lambda file: image.save(file, "PNG"))

@@ -31,7 +31,8 @@ from reid_fast.retrieval import (
     same_camera,
     save_index,
 )
-from reid_fast.run_folder import check_output, write_json, write_whole
+from reid_fast.run_folder import check_output, write_json
+from reid_fast.whole_file import write_whole
 
 _OWN_FILE = "A file is not in its own list."
 _RERANKED = "The order is that of k-reciprocal re-ranking (k1 20, k2 6, λ 0.3), the numbers are cosine similarities."

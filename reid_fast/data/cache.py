@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import IO
 
+from reid_fast.errors import UserError
+from reid_fast.whole_file import replace_file
+
 _KEPT = 64  # files about trees: those used last
 _writes = ContextVar("writes", default=True)
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/reid-fast` or `~/.cache/reid-fast`; it may not be there yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reid-fast"
+    """`$XDG_CACHE_HOME/reid-fast` or `~/.cache/reid-fast`; it may not be there yet.
+
+    Raises:
+        UserError: the user has no home.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reid-fast"
+    except RuntimeError:
+        raise UserError("this user has no home folder: set XDG_CACHE_HOME to a folder that can be written") from None
 
 
 def file_about(tree: Path, kind: str) -> Path:
@@ -25,7 +34,7 @@ def file_about(tree: Path, kind: str) -> Path:
     real = os.fsencode(os.path.realpath(tree))
     try:
         folder = cache_folder()
-    except RuntimeError:  # the user has no home
+    except UserError:
         folder = Path(os.devnull)  # neither read nor written
     return folder / "manifests" / f"{hashlib.blake2b(real, digest_size=16).hexdigest()}.{kind}"
 
@@ -41,7 +50,8 @@ def keep(file: Path, write: Callable[[IO[bytes]], object] | None) -> None:
         if write is None:
             os.utime(file)
         else:
-            _write_whole(file, write)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(file, write)
             with os.scandir(file.parent) as entries:
                 by_age = sorted(entries, key=lambda entry: entry.stat().st_mtime_ns)
             for entry in by_age[:-_KEPT]:
@@ -56,17 +66,3 @@ def only_read() -> Iterator[None]:
         yield
     finally:
         _writes.reset(token)
-
-
-def _write_whole(file: Path, write: Callable[[IO[bytes]], object]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, part = tempfile.mkstemp(dir=file.parent, prefix=".part-")
-    try:
-        with open(descriptor, "wb") as out:
-            write(out)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(part, file)
-    except BaseException:
-        os.unlink(part)
-        raise

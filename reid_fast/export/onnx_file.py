@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import reid_fast
-from reid_fast import run_folder
 from reid_fast.errors import UserError
 from reid_fast.models.encoder import Encoder
 from reid_fast.models.fold import folded
+from reid_fast.whole_file import write_whole
 
 TOLERANCE = 1e-4  # of a feature's elements; features have norm 1
 PACKAGES = "onnx", "onnxscript", "onnxruntime"
@@ -112,7 +112,7 @@ def write_onnx(path: Path, encoder: Encoder, description: Mapping[str, Any], giv
             f"onnxruntime {onnxruntime.__version__} makes other features of the exported file (they differ by up to "
             f"{difference:.1e}), so {path} was not written: try other versions of torch, onnx and onnxruntime"
         )
-    run_folder.write_whole(path, lambda file: file.write(content))
+    write_whole(path, lambda file: file.write(content))
     return difference
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from safetensors.torch import save as tensors_to_bytes
 
-from reid_fast import run_folder
 from reid_fast.errors import UserError
 from reid_fast.models.encoder import Encoder
+from reid_fast.whole_file import write_whole
 
 TORCHVISION = "resnet18", "resnet34", "resnet50", "resnet101"  # that torchvision has, too
 
@@ -21,7 +21,7 @@ def write_safetensors(path: Path, encoder: Encoder, description: Mapping[str, An
     """All tensors of an encoder under this engine's names, and model.json's description in the file's metadata."""
     tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
     content = tensors_to_bytes(tensors, {"encoder": json.dumps(description)})
-    run_folder.write_whole(path, lambda file: file.write(content))
+    write_whole(path, lambda file: file.write(content))
 
 
 def write_torchvision(path: Path, encoder: Encoder, description: Mapping[str, Any]) -> None:
@@ -57,4 +57,4 @@ def write_torchreid(path: Path, encoder: Encoder, description: Mapping[str, Any]
 
 def _write_state(path: Path, encoder: Encoder) -> None:
     state = {name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()}
-    run_folder.write_whole(path, lambda file: torch.save(state, file))
+    write_whole(path, lambda file: torch.save(state, file))

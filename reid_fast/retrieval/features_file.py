@@ -11,7 +11,8 @@ import torch
 
 from reid_fast.errors import UserError
 from reid_fast.retrieval.loaded import Embedded, LoadedEncoder
-from reid_fast.run_folder import check_output, write_json, write_whole
+from reid_fast.run_folder import check_output, write_json
+from reid_fast.whole_file import write_whole
 
 _SUFFIXES = (".safetensors", ".npy")
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from reid_fast.data.sets import Paths
 from reid_fast.errors import UserError
-from reid_fast.run_folder import check_output, write_json, write_whole
+from reid_fast.run_folder import check_output, write_json
+from reid_fast.whole_file import write_whole
 
 _FORMAT = 2  # of the sidecar
 _KIND = b"IxFI"  # how a file of an `IndexFlatIP` begins
@@ -68,8 +69,16 @@ def save_index(path: Path, encoder: str, gallery: Paths, features: Tensor) -> No
     vectors = features.cpu().contiguous()
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors.numpy())
+    checksum = 0
+
+    def add(block: bytes) -> None:
+        nonlocal checksum
+        checksum = zlib.crc32(block, checksum)
+
+    faiss.write_index(index, faiss.PyCallbackIOWriter(add))
+    # The index last: one that is there has all that belongs to it.
+    write_json(_sidecar(path), _about(encoder, gallery, vectors, checksum))
     write_whole(path, lambda file: faiss.write_index(index, faiss.PyCallbackIOWriter(file.write)))
-    write_json(_sidecar(path), _about(encoder, gallery, vectors, _checksum(path)))
 
 
 def _about(encoder: str, gallery: Paths, vectors: Tensor, checksum: int) -> dict[str, Any]:

@@ -1,6 +1,12 @@
 """How many cases an attack tries: a sample with all tests, as many as are asked for by `--attack N`."""
 
+import os
+import random
+import time
+
 import pytest
+from attack.attacked import Server
+from attack.whole_runs import Undisturbed, training
 from hypothesis import HealthCheck, given, settings
 
 
@@ -18,3 +24,34 @@ def attack(request):
         settings(max_examples=asked or sample, derandomize=not asked, **options)(given(**strategies)(test))()
 
     return run
+
+
+@pytest.fixture
+def cases(request):
+    """How many cases are asked for; 0: a sample."""
+    return request.config.getoption("attack", 0)
+
+
+@pytest.fixture
+def chance():
+    """Another draw each time: whichever fails is a defect."""
+    seed = int(os.environ.get("ATTACK_SEED", time.time_ns() % 2**32))
+    print(f"ATTACK_SEED={seed} draws these cases again")
+    return random.Random(seed)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """Runs commands in forks of a process that has imported everything."""
+    with Server(tmp_path_factory.mktemp("server")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def undisturbed(server, market_folder, tmp_path_factory):
+    """The shortest run."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run, cache = folder / "run", folder / "cache"
+    ended = server.run(training(market_folder, run), run, cache, XDG_CACHE_HOME=str(cache))
+    ended.assert_said(0)
+    return Undisturbed(run, ended)

@@ -81,3 +81,21 @@ def test_without_faiss_a_sentence_says_how_to_get_it(monkeypatch, tmp_path: Path
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match="pip install faiss-cpu"):
         load_index(tmp_path / "new", ENCODER, gallery)
+
+
+def test_an_index_that_was_not_written_to_its_end_is_made_anew(gallery: Paths, tmp_path: Path, monkeypatch) -> None:
+    path, replace = tmp_path / "x.faiss", Path.replace
+    for ends_at in (1, 2):
+        renamed = []
+
+        def killed(self, target, renamed=renamed, ends_at=ends_at):
+            renamed.append(target)
+            if len(renamed) == ends_at:
+                raise KeyboardInterrupt
+            return replace(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                save_index(path, ENCODER, gallery, torch.from_numpy(planted(6, 10)))
+        assert load_index(path, ENCODER, gallery) is None

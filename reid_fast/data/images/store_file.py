@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reid_fast import whole_file
 from reid_fast.console import Console
 from reid_fast.data.images.normalisation import IMAGENET, Normalisation
 from reid_fast.data.images.store import ImageStore, decoded
@@ -229,16 +230,16 @@ class _File:
                 return
             opened = self._open_part()
         with opened as file:
-            if not _lock(file):
+            if not whole_file.locked(file):
                 yield None
                 return
-            if not _is_called(file, self.part):  # it was renamed or removed before it was locked
+            if not whole_file.is_called(file, self.part):  # it was renamed or removed before it was locked
                 yield None
                 return
             try:
                 yield file
             finally:
-                if _is_called(file, self.part):
+                if whole_file.is_called(file, self.part):
                     self.part.unlink()
 
     def _open_part(self) -> BinaryIO:
@@ -249,7 +250,7 @@ class _File:
         if not os.path.exists(self.part):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         with self.part.open("rb") as file:
-            free = _lock(file)
+            free = whole_file.locked(file)
             if free:
                 self.part.unlink()
         return free
@@ -292,20 +293,3 @@ def _state(path: str) -> tuple[int, int]:
     except OSError:
         return -1, -1
     return found.st_size, found.st_mtime_ns
-
-
-def _lock(file: BinaryIO) -> bool:
-    """Take the lock of an open file, as long as it is open; False where another process has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_called(file: BinaryIO, path: Path) -> bool:
-    """Whether this is still the name of an open file."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False

@@ -141,8 +141,6 @@ def _decodes(paths: Sequence[Path], threads: int) -> bool:
         data = [read_image(path) for path in paths]
     except UserError:
         return False
-    if any(len(file) == 0 for file in data):
-        return False
     try:
         dali.build(lambda: [data], (8, 8), (), batch_size=len(paths), threads=threads, gpu=None).run()
     except RuntimeError:

@@ -55,17 +55,20 @@ def place_of(path: Path | str) -> Place:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """The bytes of an image, [n] uint8; several threads may read at once.
+    """The bytes of an image, [n] uint8, n > 0; several threads may read at once.
 
     Raises:
-        UserError: it cannot be read; it is named.
+        UserError: it cannot be read, or there are none; it is named.
     """
     place = place_of(path)
     try:
         with open(place.file, "rb", buffering=0, opener=open_file) as file:
-            return np.fromfile(file, np.uint8, -1 if place.size is None else place.size, offset=place.offset)
+            read = np.fromfile(file, np.uint8, -1 if place.size is None else place.size, offset=place.offset)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): restore it, or pass --skip-bad-images") from None
+    if not len(read):  # DALI crashes on it
+        raise UserError(f"{path} is empty: restore it, or pass --skip-bad-images")
+    return read
 
 
 def open_file(path: Path | str, flags: int = os.O_RDONLY) -> int:

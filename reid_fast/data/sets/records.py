@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from reid_fast.data.sets.in_threads import in_threads
 from reid_fast.data.sets.paths import Paths
 
 Int64 = npt.NDArray[np.int64]
@@ -138,6 +140,10 @@ class TrainingSet:
         parts = {"dataset": self.target, "source": self.source}
         return {name: (len(part), part.paths.fingerprint()) for name, part in parts.items() if part is not None}
 
+    def sizes(self) -> Int64:
+        """[N] bytes of each image as its file is now, the source first; -1 where there is none."""
+        return np.concatenate([np.empty(0, np.int64), *in_threads(_sizes, self.images.paths)])
+
     @property
     def first(self) -> int:
         """Index of the first target image."""
@@ -162,3 +168,13 @@ class TrainingSet:
         if self.source is None:
             return labels
         return np.concatenate([self.source.pids, np.where(labels >= 0, labels + self.source_classes, -1)])
+
+
+def _sizes(paths: Paths) -> Int64:
+    sizes = []
+    for place in paths.places():
+        try:
+            sizes.append(os.stat(place.file).st_size if place.size is None else place.size)
+        except OSError:
+            sizes.append(-1)
+    return np.array(sizes, np.int64)

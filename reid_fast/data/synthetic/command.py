@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reid_fast.data.synthetic.draw import contact_sheet, synthetic_folder
+from reid_fast.errors import exit_on_user_error
+from reid_fast.run_folder import check_output
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -16,7 +18,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", type=Path, help="also save a contact sheet of the first identities here")
     args = parser.parse_args(argv)
-    folder = synthetic_folder(args.root, seed=args.seed)
-    if args.sheet:
-        contact_sheet(folder, args.sheet)
-    print(folder)
+    with exit_on_user_error():
+        if args.sheet:
+            check_output(args.sheet)
+        folder = synthetic_folder(args.root, seed=args.seed)
+        if args.sheet:
+            contact_sheet(folder, args.sheet)
+        print(folder)

@@ -14,13 +14,15 @@ import ctypes
 import gc
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,11 +34,13 @@ from reid_fast.data.cache import cache_folder
 from reid_fast.data.synthetic.cameras import CAMERAS, FRAME, HEIGHT, WIDTH, background, expose, facing, occlude
 from reid_fast.data.synthetic.people import Person, draw_lots, paint, strike_pose
 from reid_fast.errors import UserError
+from reid_fast.whole_file import locked, own, write_whole
 
 VERSION = 1  # part of the folder's name: raise it whenever any image changes
 TRAIN_IDS, TEST_IDS = 120, 60
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 
+LOCK = "lock"  # held by the process that draws in a scratch folder
 IDENTITY, SIGHTINGS, SHOT, DISTRACTOR = range(4)  # what a random generator is for
 
 
@@ -68,13 +72,24 @@ def synthetic_folder(
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=root) as scratch:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=root) as scratch, own(Path(scratch) / LOCK):
+            sweep(root)
             unfinished = Path(scratch) / folder.name
             draw_set(unfinished, seed, train_ids, test_ids, workers or available_cores(), progress)
             publish(unfinished, folder)
     except OSError as error:
         raise UserError(f"Cannot write the synthetic data set to {folder}: {error.strerror or error}.") from error
+    except BrokenProcessPool:
+        raise UserError(f"A process that draws {folder} was killed: free some memory and start again.") from None
     return folder
+
+
+def sweep(root: Path) -> None:
+    """Removes what killed processes have left; one that still draws has its lock."""
+    for lock in root.glob(f".synthetic-*/{LOCK}"):
+        with suppress(OSError), lock.open("ab") as file:
+            if locked(file):
+                shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def is_drawn(root: Path | None = None) -> bool:
@@ -190,11 +205,18 @@ def photograph(person: Person, camera: int, rng: np.random.Generator, path: Path
 
 
 def contact_sheet(folder: Path, path: Path, identities: int = 12, per_camera: int = 2) -> None:
-    """Saves one image of the training set's first identities: a row each, the cameras side by side."""
+    """Saves one image of the training set's first identities: a row each, the cameras side by side.
+
+    Raises:
+        UserError: `path` names no kind of picture, or cannot be written.
+    """
     sheet = Image.new("RGB", (len(CAMERAS) * per_camera * WIDTH, identities * HEIGHT), "white")
     for row in range(identities):
         for camera in range(len(CAMERAS)):
             files = sorted((folder / TRAIN).glob(f"{row + 1:04d}_c{camera + 1}s*"))[:per_camera]
             for column, file in enumerate(files, start=camera * per_camera):
                 sheet.paste(Image.open(file), (column * WIDTH, row * HEIGHT))
-    sheet.save(path)
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise UserError(f"{path} has no suffix of a kind of picture: name it such as {path.with_suffix('.png').name}")
+    write_whole(path, lambda file: sheet.save(file, kind))

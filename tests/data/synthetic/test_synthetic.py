@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inputs import refused
 from PIL import Image
 
+from reid_fast.data.synthetic import draw, main
 from reid_fast.data.synthetic.draw import GALLERY, QUERY, TRAIN, contact_sheet, parallel_map, synthetic_folder
 from reid_fast.errors import UserError
 
@@ -115,7 +117,27 @@ def test_a_killed_run_leaves_no_set_and_no_process_behind(tmp_path):
 
     assert list(tmp_path.rglob("*.jpg"))
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
-    assert records(synthetic_folder(tmp_path, workers=1, **SMALL) / TRAIN)
+    drawn = synthetic_folder(tmp_path, workers=1, **SMALL)
+    assert records(drawn / TRAIN)
+    assert list(tmp_path.iterdir()) == [drawn]
+
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(draw, "draw_identity", killed)
+    monkeypatch.setattr(draw, "available_cores", lambda: 2)
+    assert "was killed: free some memory" in refused(capsys, main, "--root", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "said"), [("sheet.xyz", "no suffix of a kind"), ("nowhere/x.png", "no folder")])
+def test_a_sheet_that_cannot_be_written_is_one_sentence(tmp_path, capsys, name, said):
+    folder = synthetic_folder(tmp_path, workers=1, **SMALL)
+    folder.rename(folder.with_name("synthetic-v1-seed0"))
+    assert said in refused(capsys, main, "--root", tmp_path, "--sheet", tmp_path / name)
 
 
 def test_two_processes_at_once_agree(tmp_path):
@@ -146,6 +168,15 @@ def test_an_unusable_root_is_a_user_error(tmp_path):
     blocker.write_text("")
     with pytest.raises(UserError, match="synthetic data set"):
         synthetic_folder(Path(blocker) / "below", workers=1, **SMALL)
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch, capsys):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert "set XDG_CACHE_HOME to a folder" in refused(capsys, main)
 
 
 def test_contact_sheet_has_a_row_for_each_identity(full_set, tmp_path):

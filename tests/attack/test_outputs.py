@@ -1,0 +1,66 @@
+"""What commands write is whole or not there, whatever fails or kills them; the next time, all of it is there."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from attack.attacked import faults
+
+FLAGS = ["--device", "cpu"]
+COMMANDS = {
+    "embed": "embed RUN DATA/query -o OUT/x.npy",
+    "embed in one file": "embed RUN DATA/query -o OUT/x.safetensors",
+    "search": "search RUN --query DATA/query --gallery DATA/bounding_box_test "
+    "--html OUT/x.html --png OUT/x.png --json OUT/x.json --index OUT/x.faiss",
+    "evaluate": "evaluate RUN -d market1501 --data-dir DATA --output OUT/x.json",
+    "report": "report RUN -o OUT/x.html --png OUT/charts --data-dir DATA",
+    "export": "export RUN --to safetensors -o OUT/x.safetensors",
+    "data synthetic": "data synthetic --root OUT --sheet OUT/sheet.png",
+}
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """The files that have their names, and what is in them."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    found = {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
+    return {name: content for name, content in found.items() if not any(p[0] == "." for p in name.split("/"))}
+
+
+@pytest.mark.parametrize("way", ["at a call", "at a time"])
+def test_outputs_are_whole_or_not_there(server, undisturbed, market_folder, tmp_path, cases, chance, way) -> None:
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    places = {"RUN": undisturbed.run, "DATA": market_folder, "OUT": out}
+    for name in list(COMMANDS) if cases else [chance.choice(list(COMMANDS))]:
+        text = COMMANDS[name]
+        for word, place in places.items():
+            text = text.replace(word, str(place))
+        flags = text.split() + (FLAGS if name not in ("export", "data synthetic") else [])
+
+        def run(**disturbed: object):
+            return server.run(flags, out, cache, XDG_CACHE_HOME=str(cache), **disturbed)  # noqa: B023
+
+        def afresh() -> None:
+            for folder in (out, cache):
+                shutil.rmtree(folder, ignore_errors=True)
+            out.mkdir()
+
+        afresh()
+        whole = run()
+        whole.assert_said(0)
+        expected = written(out)
+        count = max(1, cases // 20)
+        drawn = faults(whole.calls, chance, count)
+        times = [chance.uniform(0, whole.seconds) for _ in range(count)]
+        for disturbed in [{"fault": fault} for fault in drawn] if way == "at a call" else [{"after": t} for t in times]:
+            afresh()
+            ended = run(**disturbed)
+            print(name, disturbed, ended.code, ended.err, flush=True)
+            assert ended.code in (0, 2, -signal.SIGKILL), ended
+            ended.assert_said(ended.code)
+            assert written(out).items() <= expected.items(), (name, disturbed)
+            run().assert_said(0)
+            assert written(out) == expected
+            assert not list(out.rglob(".*")), name
