@@ -6,16 +6,20 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import os
 import re
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
 from functools import cache
-from itertools import pairwise
+from io import StringIO
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 from reid_fast.config import RECIPES, RECIPES_OF, Config, Overlay, Positional, Short, check, declares, flag_of, marks
+from reid_fast.console import printable
 from reid_fast.data.sets import SIZES
 from reid_fast.errors import UserError
 from reid_fast.methods import method_class, method_names, settings_class
@@ -24,6 +28,8 @@ from reid_fast.models.archs import ARCHS
 from reid_fast.settings_file import read_settings, typed
 
 S = TypeVar("S")
+_PATH, _NAME = 4095, 255  # bytes, as Linux has them
+_LONGEST = 300  # characters of a sentence about a flag
 
 
 def parse(argv: Sequence[str] | None) -> tuple[Config, dict[str, str]]:
@@ -79,16 +85,51 @@ def read(settings: type[S], argv: Sequence[str] | None, default: S | None = None
         argv: the flags; None takes the process's own.
         default: the values of flags that are not given; None takes the fields' own, where they have one.
         description: what the help says first.
+
+    Raises:
+        UserError: a flag that there is not, or a value of another type.
     """
     try:
         import tyro
     except ImportError:
         raise UserError("the command line needs tyro: pip install tyro") from None
+    if argv is not None and any("\0" in token for token in argv):
+        raise UserError("a setting has a NUL character in it, which no file or name has")
     groups = [(title, _options(settings, home, names, default)) for title, (home, names) in _groups(settings).items()]
     nested = dataclasses.make_dataclass(settings.__name__, groups)
     nested.__doc__ = description or settings.__doc__
-    found: Any = tyro.cli(nested, args=argv, config=(tyro.conf.OmitArgPrefixes,))
-    return settings(**{name: value for group in vars(found).values() for name, value in vars(group).items()})
+    with redirect_stderr(StringIO()) as said:
+        try:
+            found: Any = tyro.cli(nested, args=argv, config=(tyro.conf.OmitArgPrefixes,))
+        except SystemExit as end:
+            if not end.code:  # --help
+                raise
+            raise UserError(_sentence(said.getvalue())) from None
+    values = {name: value for group in vars(found).values() for name, value in vars(group).items()}
+    for name, value in values.items():
+        _check_paths(flag_of(name), value)
+    return settings(**values)
+
+
+def _check_paths(flag: str, value: Any) -> None:
+    """Refuse paths that no file system takes, before each place that looks for them meets them."""
+    for path in value if isinstance(value, tuple) else (value,):
+        if isinstance(path, Path) and (
+            len(os.fsencode(path)) > _PATH or any(len(os.fsencode(p)) > _NAME for p in path.parts)
+        ):
+            raise UserError(f"{flag} is no path: it, or a name in it, is too long ({printable(path)[:40]}…)")
+
+
+def _sentence(box: str) -> str:
+    """What tyro says of a wrong flag: the first part of its box, whose title is a part where it is drawn in ASCII."""
+    lines = [line.strip(" │|") for line in box.splitlines()]
+    parts = [" ".join(part) for ruled, part in groupby(lines, _is_rule) if not ruled]
+    said = parts[0 if box.startswith("╭") or len(parts) == 1 else 1]
+    return f"{printable(said).removeprefix('Error parsing ').strip(' .')[:_LONGEST]} (--help lists the settings)"
+
+
+def _is_rule(line: str) -> bool:
+    return line[:1] in ("╭", "+") or not line.strip("─-╰╯")
 
 
 def _groups(settings: type) -> dict[str, tuple[type, list[str]]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +14,28 @@ from reid_fast.errors import UserError
 
 @dataclass(frozen=True)
 class Interval:
-    """The finite numbers from `low` to `high` that a setting takes; a bound may be excluded."""
+    """The numbers from `low` to `high` that a setting takes; a bound may be excluded."""
 
     low: float
-    high: float = math.inf
+    high: float
     above: bool = False  # exclude low
     below: bool = False  # exclude high
 
     def __contains__(self, value: float) -> bool:
         over = value > self.low if self.above else value >= self.low
-        under = value < self.high if self.below or math.isinf(self.high) else value <= self.high
+        under = value < self.high if self.below else value <= self.high
         return over and under
 
     def __str__(self) -> str:
         """What a value must do."""
-        if math.isinf(self.high):
-            return "be positive" if self.above else f"be at least {self.low:g}"
-        edges = {(True, True): ", both excluded", (False, True): f", {self.high:g} excluded", (False, False): ""}
-        return f"lie between {self.low:g} and {self.high:g}{edges[self.above, self.below]}"
+        low, high = _written(self.low), _written(self.high)
+        edges = {
+            (False, False): "",
+            (True, False): f", {low} excluded",
+            (False, True): f", {high} excluded",
+            (True, True): ", both excluded",
+        }
+        return f"lie between {low} and {high}{edges[self.above, self.below]}"
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,19 @@ class MayChange:
     """Marks a setting that a continued run may change: where and how long it computes, not what."""
 
 
-Count: TypeAlias = Annotated[int, Interval(1)]
-CountOrZero: TypeAlias = Annotated[int, Interval(0)]
-Positive: TypeAlias = Annotated[float, Interval(0, above=True)]
-NotNegative: TypeAlias = Annotated[float, Interval(0)]
+# Wide enough for whatever makes sense, and such that nothing computed of them leaves its type.
+MOST = 10**9  # of what is counted
+LARGEST = 1e6  # of a weight, a temperature, a rate
+
+Count: TypeAlias = Annotated[int, Interval(1, MOST)]
+CountOrZero: TypeAlias = Annotated[int, Interval(0, MOST)]
+Seed: TypeAlias = Annotated[int, Interval(0, 2**63 - 1)]
+Pixels: TypeAlias = Annotated[int, Interval(1, 4096)]
+PixelsOrZero: TypeAlias = Annotated[int, Interval(0, 4096)]
+Threads: TypeAlias = Annotated[int, Interval(1, 1024)]
+ThreadsOrZero: TypeAlias = Annotated[int, Interval(0, 1024)]
+Positive: TypeAlias = Annotated[float, Interval(1e-9, LARGEST)]
+NotNegative: TypeAlias = Annotated[float, Interval(0, LARGEST)]
 Share: TypeAlias = Annotated[float, Interval(0, 1)]
 Kept: TypeAlias = Annotated[float, Interval(0, 1, below=True)]  # a share of the old that an update keeps
 Dropped: TypeAlias = Annotated[float, Interval(0, 1, below=True)]  # a share that training leaves out
@@ -83,18 +95,18 @@ class DataSettings:
 class ImageSettings:
     """How images are decoded and augmented."""
 
-    height: Count = 256
+    height: Pixels = 256
     """of the images, in pixels"""
-    width: Count = 128
+    width: Pixels = 128
     """of the images, in pixels"""
-    pad: CountOrZero = 10
+    pad: PixelsOrZero = 10
     """black border before the random crop, in pixels"""
     erase: Share = 0.5
     """probability of random erasing"""
     image_norm: Literal["imagenet", "half"] = "imagenet"
     """mean and deviation by which pixels in [0, 1] are normalised: ImageNet's, or 0.5 and 0.5, as for transformers
     pretrained on LUPerson; what --weights were trained with"""
-    workers: Annotated[Count, Short("-j"), MayChange] = 2
+    workers: Annotated[Threads, Short("-j"), MayChange] = 2
     """CPU threads that decode images"""
     cache: Annotated[NotNegative, MayChange] = 6.0
     """GiB of memory that decoded images may take, held on the device or else on its host; 0: none"""
@@ -186,13 +198,13 @@ class RunSettings:
     """print every setting with its origin, and stop"""
     dry_run: Annotated[bool, MayChange] = False
     """try two steps of every stage on some of the images, estimate time and memory of the whole run, leave nothing"""
-    seed: CountOrZero = 1
+    seed: Seed = 1
     """of every random draw"""
     amp: bool = False
     """mixed precision: bfloat16 where the device has it, else float16 with a loss scaler"""
     device: Annotated[str, MayChange] = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N"""
-    threads: Annotated[CountOrZero, MayChange] = 0
+    threads: Annotated[ThreadsOrZero, MayChange] = 0
     """CPU threads that compute the network; 0: one per core. Layers of small networks are too small to share, and any
     other load on the machine then holds up each of them"""
     deterministic: Annotated[bool, MayChange] = False
@@ -219,9 +231,9 @@ class RunSettings:
 class InferenceSettings:
     """How images go through a trained encoder."""
 
-    height: CountOrZero = 0
+    height: PixelsOrZero = 0
     """of the images that a file of weights was trained with, in pixels; 0: 256, and of a run its own"""
-    width: CountOrZero = 0
+    width: PixelsOrZero = 0
     """the same; 0: 128, and of a run its own"""
     image_norm: Literal["imagenet", "half"] | None = None
     """with which mean and deviation a file of weights was trained, by default imagenet's; a run knows its own"""
@@ -229,11 +241,11 @@ class InferenceSettings:
     """leave out unreadable images and count them, instead of stopping"""
     batch_size: Annotated[Count, Short("-b")] = 256
     """images at once"""
-    workers: Annotated[Count, Short("-j")] = 2
+    workers: Annotated[Threads, Short("-j")] = 2
     """CPU threads that decode images"""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N"""
-    threads: CountOrZero = 0
+    threads: ThreadsOrZero = 0
     """CPU threads that compute the network; 0: one per core"""
     amp: bool = False
     """compute features in mixed precision"""
@@ -290,6 +302,10 @@ RECIPES: dict[str, Overlay] = {
 RECIPES_OF = {"synthetic": ("small",)}  # data sets that are made for a recipe
 
 
+def _written(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
+
+
 def marks(settings: type, name: str) -> list[Any]:
     """What the annotations of a field say beyond its type, here and in the classes that declared it before."""
     hints = (get_type_hints(cls, include_extras=True)[name] for cls in settings.__mro__ if declares(cls, name))
@@ -308,8 +324,27 @@ def check_ranges(settings: Any) -> None:
     """
     for name, value in vars(settings).items():
         for interval in (mark for mark in marks(type(settings), name) if isinstance(mark, Interval)):
-            if value not in interval:
-                raise UserError(f"{flag_of(name)} must {interval}, not {value}")
+            _check_within(flag_of(name), value, interval)
+
+
+def check_range(flag: str, value: float | None, kind: Any) -> None:
+    """
+    Args:
+        flag: what gave the value, as the user knows it.
+        value: None is in every range.
+        kind: an annotated type, such as `Count`.
+
+    Raises:
+        UserError: the value lies outside an `Interval` of the type.
+    """
+    for interval in (mark for mark in get_args(kind)[1:] if isinstance(mark, Interval)):
+        if value is not None:
+            _check_within(flag, value, interval)
+
+
+def _check_within(flag: str, value: float, interval: Interval) -> None:
+    if value not in interval:
+        raise UserError(f"{flag} must {interval}, not {value}")
 
 
 def check(config: Config) -> None:

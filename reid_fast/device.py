@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reid_fast.errors import UserError
 
+_THREADS_OF_CORE = 16
 _ISA = "ONEDNN_MAX_CPU_ISA"  # what oneDNN may use of the processor's instructions
 
 
@@ -100,8 +101,15 @@ def pick_threads(asked: int, processes: int = 1) -> int:
     Args:
         asked: 0 or more.
         processes: that share the machine.
+
+    Raises:
+        UserError: so many that they would do nothing but wait for one another.
     """
-    return asked or max(1, len(os.sched_getaffinity(0)) // processes)
+    cores = len(os.sched_getaffinity(0))
+    if asked > _THREADS_OF_CORE * cores:
+        most = f"{cores} cores take at most {_THREADS_OF_CORE * cores}"
+        raise UserError(f"--threads {asked} are too many for this machine, whose {most}; 0 is one per core")
+    return asked or max(1, cores // processes)
 
 
 @contextmanager
@@ -123,14 +131,55 @@ def threads(count: int) -> Iterator[None]:
 def free_bytes(device: torch.device) -> int:
     """What torch can hand out on a CUDA device: its free memory, and what torch's allocator holds without using it.
 
-    On the CPU what Linux calls available, elsewhere all that the machine has.
+    On the CPU what this process may still take, see `host_memory`.
     """
     if device.type == "cpu":
-        listed = Path("/proc/meminfo")
-        available = re.search(r"MemAvailable:\s+(\d+) kB", listed.read_text()) if listed.exists() else None
-        return int(available[1]) << 10 if available else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return host_memory()[1]
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def host_memory(root: Path = Path("/")) -> tuple[int, int]:
+    """Bytes of memory that this process may have in all, and those of them that are free.
+
+    They are the machine's (free is what Linux calls available), or less where a control group, such as a container's
+    or a scheduler's job, has a limit: whoever exceeds it is killed.
+
+    Args:
+        root: below which `proc` and `sys` lie.
+    """
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = re.search(r"MemAvailable:\s+(\d+) kB", _text(root / "proc/meminfo"))
+    found = [(whole, int(available[1]) << 10 if available else whole), *_group_memory(root)]
+    return min(limit for limit, _ in found), min(free for _, free in found)
+
+
+def _group_memory(root: Path) -> Iterator[tuple[int, int]]:
+    """(limit, free) bytes of the control groups around this process, each of which binds it; v2's, and v1's."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, kinds, own = line.split(":", 2)
+        if kinds == "":
+            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in kinds.split(","):
+            top = root / "sys/fs/cgroup/memory"
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        group = top / own.lstrip("/")
+        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(top))):
+            limit, used = (_text(folder / name).strip() for name in names[:2])
+            if limit.isdecimal() and used.isdecimal():
+                # Pages of files count as used, and those that were not read again are given back.
+                cached = re.search(rf"^{names[2]} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+                yield int(limit), max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0))
+
+
+def _text(path: Path) -> str:
+    """Of a file that need not be there."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,13 @@ class Stopped(BaseException):
         """
         self.code = 128 + signal
         super().__init__(f"stopped by {Signals(signal).name}: {CONTINUE}")
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags without any package beside Python; a wrong one is a `UserError`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists the flags)")
 
 
 def leave(code: int, sentence: str) -> NoReturn:

@@ -14,7 +14,7 @@ from torch import Tensor
 from reid_fast import run_folder
 from reid_fast.clustering import rerank
 from reid_fast.command_line import read
-from reid_fast.config import Config, Count, Positional, Short, check_ranges
+from reid_fast.config import Config, Count, Positional, Short, Threads, check_ranges
 from reid_fast.console import Console
 from reid_fast.data.images import NORMALISATIONS, ImageFiles, ImageStream, Normalisation
 from reid_fast.data.open import OpenedSet, open_set
@@ -26,6 +26,7 @@ from reid_fast.metrics import Scores, rank_scores, score_queries
 from reid_fast.metrics_log import score_table
 from reid_fast.models.archs import Options
 from reid_fast.models.encoder import Encoder
+from reid_fast.models.footprint import check_room
 from reid_fast.ranks import ALONE, Ranks, command
 
 # Identities and cameras of the queries, then of the gallery.
@@ -50,7 +51,7 @@ class EvaluateConfig:
     """the JSON file to write; by default RUN_FOLDER/evaluate-DATASET.json"""
     batch_size: Annotated[Count, Short("-b")] = 256
     """images at once"""
-    workers: Annotated[Count, Short("-j")] = 2
+    workers: Annotated[Threads, Short("-j")] = 2
     """CPU threads that decode images"""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N"""
@@ -103,10 +104,14 @@ def _evaluate(config: EvaluateConfig, device: torch.device, ranks: Ranks) -> Sco
     data = ranks.from_first(opened)
     if data.query is None or data.gallery is None:
         raise UserError(f"{config.dataset} has no queries and gallery to evaluate on")
+    paths, size = data.query.paths + data.gallery.paths, (description["height"], description["width"])
+    batch_size = min(config.batch_size, len(paths))
+    amp = amp_dtype(device, config.amp, description["width"])
+    check_room(encoder, size, device, batch=batch_size, precision=amp)
     images = ImageStream(
-        data.query.paths + data.gallery.paths,
-        (description["height"], description["width"]),
-        batch_size=config.batch_size,
+        paths,
+        size,
+        batch_size=batch_size,
         norm=Normalisation.of(description),
         device=device,
         threads=config.workers,
@@ -116,8 +121,8 @@ def _evaluate(config: EvaluateConfig, device: torch.device, ranks: Ranks) -> Sco
         images,
         len(data.query),
         console,
-        amp=amp_dtype(device, config.amp, description["width"]),
-        batch_size=config.batch_size,
+        amp=amp,
+        batch_size=batch_size,
         ranks=ranks,
     )
     ids = data.query.pids, data.query.cams, data.gallery.pids, data.gallery.cams

@@ -60,7 +60,9 @@ class Ranks:
         names = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
         try:
             rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
-            store, _, _ = next(dist.rendezvous("env://"))
+            if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
+                raise ValueError("a rank lies outside of its range")
+            store, _, _ = next(dist.rendezvous("env://", timeout=_MEETING))
             # torchrun keeps one store for all its attempts, and the addresses of processes that are gone in it.
             store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         except (KeyError, ValueError, dist.DistError) as error:

@@ -26,16 +26,20 @@ from reid_fast.device import amp_dtype, choose_kernels, pick_device, pick_thread
 from reid_fast.errors import UserError
 from reid_fast.evaluate import announce
 from reid_fast.gradients import with_shared_gradients
+from reid_fast.labels.extract import BATCH as EXTRACTED
 from reid_fast.methods import Method, new_method
 from reid_fast.methods.settings import SourceSettings
 from reid_fast.metrics import check_evaluable
 from reid_fast.metrics_log import MetricsLog
+from reid_fast.models.footprint import check_room
 from reid_fast.models.norm import share_groups
 from reid_fast.models.stochastic_depth import set_keys
 from reid_fast.ranks import ALONE, Ranks, Split
 from reid_fast.sinks import open_sinks
 from reid_fast.stop import Stop
 
+_PLANNED = 64  # bytes of an image of a step: its place, index, class, camera, keys, where it is drawn and where it lies
+_NEIGHBOUR = 8  # bytes: index and similarity, in 4 each
 GRACE = 25.0  # seconds from SIGTERM to the end of a rank that waits for one that is gone; torchrun kills after 30
 
 
@@ -108,7 +112,7 @@ def computing(config: Config, ranks: Ranks) -> Iterator[None]:
             yield
         return
     before = torch.get_num_threads()
-    torch.set_num_threads(config.threads or before)
+    torch.set_num_threads(pick_threads(config.threads) if config.threads else before)
     try:
         yield
     finally:
@@ -139,6 +143,7 @@ def build(
     data, images = opened or ranks.from_first(lambda: open_data(config, console))
     with ranks.first_of_machine_first():
         method = new_method(config, images)
+    check_memory(config, method, images, device, amp, ranks)
     method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks it
     weights = [parameter for parameter in method.parameters() if parameter.requires_grad]
     optimizer = new_optimizer(config, weights)
@@ -189,6 +194,28 @@ def build(
     console.say(f"training {loader.held}")
     parts = config, path, CheckpointWriter(path), console, metrics, device, amp, data, method, optimizer, scaler
     return Run(*parts, loader, images.fingerprints(), sizes, at, ranks, split, loss, stop or Stop())
+
+
+def check_memory(
+    config: Config, method: Method, images: TrainingSet, device: torch.device, amp: torch.dtype | None, ranks: Ranks
+) -> None:
+    """Refuse settings whose plan, neighbours or batches cannot fit into memory, before they are made.
+
+    Raises:
+        UserError: they cannot; the setting is named.
+    """
+    N, batch = len(images.target), config.batch_size * images.domains
+    steps = config.iters or max(1, N // config.batch_size)
+    on_host: dict[str, float] = {
+        "--iters and --batch-size": steps * batch * _PLANNED,
+        "--k1" if method.neighbours == config.k1 else "--neighbours": N * min(method.neighbours, N) * _NEIGHBOUR,
+    }
+    check = partial(check_room, method.model, config.size, precision=amp)
+    check(device, batch=min(N, EXTRACTED))
+    trained = -(-batch * len(method.views) // ranks.size)
+    check(device, batch=trained, trained=True, beside=on_host if device.type == "cpu" else {})
+    if device.type != "cpu":
+        check(torch.device("cpu"), batch=0, beside=on_host)
 
 
 def step_loss(method: Method, batch: Batch) -> Tensor:

@@ -22,7 +22,6 @@ from reid_fast.clock import Clock
 from reid_fast.command_line import flags, parse
 from reid_fast.config import Config, to_json
 from reid_fast.epoch import cluster_images, label_images, score, train_epoch
-from reid_fast.errors import UserError
 from reid_fast.evaluate import describe, load_encoder
 from reid_fast.labels.company import in_company
 from reid_fast.metrics import label_scores
@@ -188,10 +187,7 @@ def train_with(**settings: Any) -> Path:
     Raises:
         UserError: as the command line says it.
     """
-    try:
-        config, _ = parse(flags(settings))
-    except SystemExit:  # a notebook goes on
-        raise UserError("a setting has a value of the wrong type: the message above names it") from None
+    config, _ = parse(flags(settings))
     return train(config, Ranks.from_environment())
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reid_fast.clock import Clock
-from reid_fast.device import amp_dtype, free_bytes, full_precision, pick_device
+from reid_fast.device import amp_dtype, free_bytes, full_precision, host_memory, pick_device
 from reid_fast.errors import UserError
 
 CPU = torch.device("cpu")
@@ -159,3 +159,49 @@ def test_what_torch_holds_unused_is_free_too(monkeypatch):
     for name, value in {"mem_get_info": (100, 10**6), "memory_reserved": 70, "memory_allocated": 40}.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     assert free_bytes(torch.device("cuda", 1)) == 130
+
+
+GROUPS = {  # /proc/self/cgroup, then files of the groups: v2, v1, and a job's group within a container's
+    "v2": (
+        "0::/job\n",
+        {"job/memory.max": "1000", "job/memory.current": "700", "job/memory.stat": "inactive_file 200\n"},
+    ),
+    "v1": (
+        "5:cpu,cpuacct:/\n4:memory:/docker/abc\n",
+        {
+            "memory/memory.limit_in_bytes": "1000",
+            "memory/memory.usage_in_bytes": "700",
+            "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 200\n",
+        },
+    ),
+    "outer": (
+        "0::/outer/inner\n",
+        {
+            "outer/inner/memory.max": "max",
+            "outer/inner/memory.current": "1",
+            "outer/memory.max": "1000",
+            "outer/memory.current": "500",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_the_memory_of_a_control_group_is_all_there_is(kind, tmp_path):
+    own, files = GROUPS[kind]
+    for name, text in {
+        "proc/self/cgroup": own,
+        **{f"sys/fs/cgroup/{name}": text for name, text in files.items()},
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert host_memory(tmp_path) == (1000, 500)
+
+
+def test_without_a_limit_memory_is_the_machines(tmp_path):
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:      3 kB\n")
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    assert host_memory(tmp_path) == (whole, 3 << 10)

@@ -39,7 +39,7 @@ BELOW = {  # what each room may import, beside itself and the leaves
     "train": {"rehearsal", "epoch", "run", "evaluate", "command_line", "labels", "models"},
     "rehearsal": {"epoch", "run", "methods", "memories", "labels", "data"},
     "epoch": {"run", "captured", "evaluate", "labels", "models", "data"},
-    "run": {"captured", "gradients", "evaluate", "methods", "models", "data"},
+    "run": {"captured", "gradients", "evaluate", "methods", "labels", "models", "data"},
     "captured": {"data"},
     "gradients": {"data"},
     "evaluate": {"command_line", "labels", "models", "data", "clustering"},

@@ -213,7 +213,7 @@ def test_training_as_a_call_is_training_by_command(people: Path, tmp_path: Path,
     assert called == commanded | {"logs_dir": str(tmp_path / "call")}
     assert called["cam"] is False
     assert len({(folder / "model.safetensors").read_bytes() for folder in folders}) == 1
-    for wrong, sentence in {"epoch": "no setting: did you mean --epochs?", "epochs": "of the wrong type"}.items():
+    for wrong, sentence in {"epoch": "no setting: did you mean --epochs?", "epochs": "invalid literal"}.items():
         with pytest.raises(UserError, match=re.escape(sentence)):
             call(**{wrong: "many"})
 

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -40,7 +41,14 @@ void parallel_blocks(int64_t n, int64_t block, const Run& run, MakeWorker make_w
   };
 
   std::vector<std::thread> pool;
-  for (int t = 0; t < threads; ++t) pool.emplace_back(loop);
+  pool.reserve(threads);
+  try {
+    for (int t = 0; t < threads; ++t) pool.emplace_back(loop);
+  } catch (const std::system_error&) {  // the system has no more of them: those that there are do all the work
+    std::lock_guard<std::mutex> lock(mutex);
+    running -= threads - std::max<int>(1, pool.size());
+  }
+  if (pool.empty()) loop();
   bool interrupted = false;
   {
     std::unique_lock<std::mutex> lock(mutex);

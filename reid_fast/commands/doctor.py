@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from reid_fast.config import Count, Pixels, check_range, flag_of
 from reid_fast.doctor import Finding, machine, needs, parts, self_test
-from reid_fast.errors import UserError, exit_on_user_error
+from reid_fast.errors import Parser, UserError, exit_on_user_error
 
 _SIGNS = {"ok": "ok", "missing": "--", "broken": "!!"}
 _NEEDS = {
@@ -26,7 +27,7 @@ _NEEDS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line: exit code 0, or 2 with one sentence where something that a base install promises is broken."""
     # argparse, since this command is for when something is missing: it needs nothing but Python.
-    parser = argparse.ArgumentParser(description="Say what works here, and test every kernel in some seconds.")
+    parser = Parser(description="Say what works here, and test every kernel in some seconds.")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--full", action="store_true", help="with --dataset or --images: also measure minutes an epoch")
     parser.add_argument("--dataset", "-d", help="say what this data set would need, with --data-dir")
@@ -35,8 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--arch", "-a", default="resnet50", help="the encoder that they are trained with")
     parser.add_argument("--height", type=int, help="of the images, in pixels; by default the data set's")
     parser.add_argument("--width", type=int, help="of the images, in pixels; by default the data set's")
-    asked = parser.parse_args(argv)
     with exit_on_user_error():
+        asked = parser.parse_args(argv)
+        for name in ("images", "height", "width"):
+            check_range(flag_of(name), getattr(asked, name), Pixels if name != "images" else Count)
         examine(asked)
 
 
@@ -91,8 +94,6 @@ def _needs(asked: argparse.Namespace) -> dict[str, Any] | None:
             raise UserError(f"--dataset {asked.dataset} needs --data-dir, the folder that holds it, or --images")
         images = len(load_set(asked.dataset, asked.data_dir).train)
     height, width = asked.height or size[0], asked.width or size[1]
-    if min(images, height, width) < 1:
-        raise UserError("--images, --height and --width must be at least 1")
     said = {"images": images, "height": height, "width": width, "arch": asked.arch}
     return said | needs(images, (height, width), asked.arch, measure=asked.full)
 

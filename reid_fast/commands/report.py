@@ -9,7 +9,7 @@ from typing import Annotated
 
 from reid_fast import run_folder
 from reid_fast.command_line import read
-from reid_fast.config import Count, Positional, Short, check_ranges
+from reid_fast.config import Positional, Short, Threads, check_ranges
 from reid_fast.console import Console
 from reid_fast.drawing import png
 from reid_fast.errors import UserError, exit_on_user_error
@@ -39,7 +39,7 @@ class ReportConfig:
     """the data set's folder, if it is not where it was in training"""
     source_dir: Path | None = None
     """the same of a run's --source"""
-    workers: Annotated[Count, Short("-j")] = 2
+    workers: Annotated[Threads, Short("-j")] = 2
     """CPU threads that decode images"""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N"""

@@ -15,13 +15,15 @@ from reid_fast.models.encoder import Encoder
 from reid_fast.models.fold import folded
 from reid_fast.ranks import ALONE, Ranks
 
+BATCH = 256  # images at once, where nothing else is asked for
+
 
 @torch.no_grad()
 def extract(
     encoder: Encoder,
     files: ImageFiles,
     *,
-    batch_size: int = 256,
+    batch_size: int = BATCH,
     amp: torch.dtype | None = None,
     fold: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,

@@ -17,7 +17,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from reid_fast import clustering
-from reid_fast.config import Count, CountOrZero, NotNegative
+from reid_fast.config import Count, CountOrZero, NotNegative, Seed
 from reid_fast.data.images import Batch, View
 from reid_fast.labels.agree import compared_eps, refine
 from reid_fast.memories import InstanceMemory
@@ -36,7 +36,7 @@ class CaclConfig(InstanceSettings):
     num_instances: Count = 4
     bn_group: CountOrZero = 16
     eval_step: Count = 5
-    seed: CountOrZero = 111
+    seed: Seed = 111
     focal: NotNegative = 4.0
     """exponent of the focal weight (4 in the published code, 2 in the paper)"""
     refine_ratio: NotNegative = 1.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from reid_fast.config import Config, Count, Interval, Kept, MayChange, NotNegative, Positive
+from reid_fast.config import MOST, Config, Count, Interval, Kept, MayChange, NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class CommunitySettings(Config):
 
     cluster: Literal["dbscan", "hdbscan", "infomap"] = "dbscan"
     """how images are clustered: dbscan and hdbscan by Jaccard distance, infomap by cosine similarity"""
-    min_cluster: Annotated[int, Interval(2)] = 5
+    min_cluster: Annotated[int, Interval(2, MOST)] = 5
     """--cluster hdbscan and infomap: images of the smallest cluster"""
     min_similarity: Annotated[float, Interval(-1, 1)] = 0.5
     """--cluster infomap: least cosine similarity that links two images"""

@@ -33,7 +33,7 @@ def load_weights(encoder: Encoder, arch: str, weights: str) -> None:
     if weights == "none":
         return
     source = _imagenet_file(arch) if weights == "imagenet" else Path(weights)
-    if not os.path.exists(source):
+    if not os.path.exists(source):  # Path.exists raises where a name is too long
         raise UserError(f"--weights {weights}: there is no such file or run folder")
     checkpoint = read_checkpoint(source)
     checkpoint, resizing = _at_size_of(encoder, checkpoint)

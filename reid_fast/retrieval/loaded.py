@@ -29,6 +29,7 @@ from reid_fast.models.archs import ARCHS, PLAIN, Options
 from reid_fast.models.checkpoints import architecture_of, read_checkpoint
 from reid_fast.models.encoder import Encoder
 from reid_fast.models.fold import folded
+from reid_fast.models.footprint import check_room
 from reid_fast.models.weights import load_weights
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ class LoadedEncoder:
     def encode_files(self, paths: Sequence[Path], console: Console) -> Tensor:
         """[N, D] features of N files that have been checked, see `reid_fast.labels.extract`."""
         batch = min(self.batch_size, max(1, len(paths)))
+        check_room(self._encoder, self.size, self.device, batch=batch, precision=self._amp)
         norm = Normalisation.of(self.description)
         stream = ImageStream(paths, self.size, batch_size=batch, device=self.device, threads=self.workers, norm=norm)
         with console.progress("extracting") as report:

@@ -209,3 +209,18 @@ except KeyboardInterrupt:
     assert (
         "stopped" in subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60).stdout
     )
+
+
+def test_the_threads_that_there_are_do_all_the_work():
+    script = """
+import os, resource, torch, reid_fast
+rows = torch.nn.functional.normalize(torch.randn(4000, 8))
+expected, _ = reid_fast.knn(rows, 10)
+os.environ["OMP_NUM_THREADS"] = "2000"
+with open("/proc/self/statm") as file:
+    mapped = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + (40 << 20), mapped + (40 << 20)))  # the stacks of a few threads
+print(bool((reid_fast.knn(rows, 10)[0] == expected).all()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done.stderr

@@ -204,7 +204,7 @@ def test_minutes_of_a_transformer_at_its_own_size(monkeypatch):
         (["--dataset", "market"], "--dataset market is not known"),
         (["--dataset", "market1501"], "needs --data-dir"),
         (["--dataset", "market1501", "--data-dir", "nowhere"], "nowhere does not exist"),
-        (["--images", "0"], "must be at least 1"),
+        (["--images", "0"], "--images must lie between 1 and 1,000,000,000, not 0"),
         (["--images", "5", "--arch", "resnet9000"], "--arch resnet9000 is not known"),
         (["--images", "5", "--arch", "vit_small", "--height", "250"], "250×128 is not made of"),
     ],

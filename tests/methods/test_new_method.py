@@ -45,7 +45,7 @@ def test_it_is_listed_documented_and_trained(example, people, tmp_path, monkeypa
     assert (config["method"], config["momentum"], config["sharpness"]) == ("mine", 0.2, 2.5)
     assert np.isfinite(rows_of(tmp_path / "run")[-1]["loss"])
     capsys.readouterr()
-    assert "--sharpness must be positive, not 0.0" in refused(capsys, train, *flags("no", 0))
+    assert "--sharpness must lie between 1e-09 and 1e+06, not 0.0" in refused(capsys, train, *flags("no", 0))
 
 
 def test_it_passes_the_linter(example, tmp_path):

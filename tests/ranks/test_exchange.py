@@ -189,6 +189,27 @@ def test_what_torchrun_sets_is_read(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WORLD_SIZE", "-1"),
+        ("RANK", "5"),
+        ("RANK", ""),
+        ("LOCAL_RANK", "7"),
+        ("LOCAL_WORLD_SIZE", "0"),
+        ("MASTER_PORT", "abc"),
+        ("MASTER_PORT", "99999999"),
+        ("MASTER_ADDR", ""),
+    ],
+)
+def test_nonsense_in_the_environment_is_one_sentence(monkeypatch, name, value):
+    sound = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
+    for key, text in {**sound, "MASTER_PORT": 29500, name: value}.items():
+        monkeypatch.setenv(key, str(text))
+    with pytest.raises(UserError, match="start them with torchrun"):
+        Ranks.from_environment()
+
+
+@pytest.mark.parametrize(
     ("ranks", "group", "counts", "shared"),
     [(2, 8, "16 + 8", False), (3, 8, "8 + 8 + 8", False), (2, 0, "12 + 12", True), (4, 8, "8 + 8 + 4 + 4", True)],
 )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from reid_fast.device import free_bytes
+from reid_fast.device import free_bytes, host_memory
 
 _GIB = 2**30
 _CPU = torch.device("cpu")
@@ -102,7 +101,7 @@ def _room(device: torch.device, beside: float, ranks: int) -> float:
 
 
 def _memory(device: torch.device) -> float:
-    """GiB that are free on a CUDA device, or that the machine has."""
+    """GiB that are free on a CUDA device, or that this process may have on its host."""
     if device.type == "cuda":
         return free_bytes(device) / _GIB
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / _GIB
+    return host_memory()[0] / _GIB

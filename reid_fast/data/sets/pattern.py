@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+import signal
+import threading
+from collections.abc import Iterable, Iterator
 from functools import reduce
+from itertools import islice
 from operator import add
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 
@@ -13,6 +18,8 @@ from reid_fast.data.sets.numbering import Numbering
 from reid_fast.data.sets.paths import Paths
 from reid_fast.data.sets.records import ImageSet, Int64, Unparsed
 from reid_fast.errors import UserError
+
+_NAMES, _SECONDS = 4096, 10  # to search so many names, a sound expression takes some milliseconds
 
 
 def compiled(pattern: str | None) -> re.Pattern[str] | None:
@@ -25,7 +32,7 @@ def compiled(pattern: str | None) -> re.Pattern[str] | None:
         return None
     try:
         expression = re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:  # the latter: repetitions or depth beyond all bounds
         raise UserError(f"--pattern {pattern!r} is not a regular expression: {error}") from None
     if not {"cam", "pid"} & set(expression.groupindex):
         raise UserError(f"--pattern {pattern!r} names no group: write (?P<cam>...) around the camera's part")
@@ -63,15 +70,14 @@ def captured(
         unparsed: is told of images that it does not match; their numbers are -1.
 
     Raises:
-        UserError: an image that it does not match, unless `unparsed` is told.
+        UserError: an image that it does not match, unless `unparsed` is told; an expression that takes forever.
     """
     if pattern is None:
         return {}
     above = 0 if root is None else len(str(root / "_")) - 1
     searched = (text[above:] for text in paths.texts()) if "/" in pattern.pattern else paths.names()
     found = {group: Numbering() for group in {"cam", "pid"} & set(pattern.groupindex)}
-    for row, text in enumerate(searched):
-        match = pattern.search(text)
+    for row, match in enumerate(_matches(pattern, searched)):
         if match is None or None in match.group(*found, 0):
             reason = f"{paths[row]} does not match --pattern {pattern.pattern!r}: correct one or the other"
             if unparsed is None:
@@ -81,3 +87,36 @@ def captured(
         for group, numbering in found.items():
             numbering.add(match and match[group])
     return {group: numbering.numbers() for group, numbering in found.items()}
+
+
+def _matches(pattern: re.Pattern[str], texts: Iterable[str]) -> Iterator[re.Match[str] | None]:
+    """What the expression finds in each text.
+
+    Expressions such as `(a+)+$` try all ways to divide a name, and there are millions of years of them. A search heeds
+    signals, which Python hands to the main thread: on another one it is not bounded.
+
+    Raises:
+        UserError: it takes too long.
+    """
+    texts = iter(texts)
+    while part := list(islice(texts, _NAMES)):
+        if threading.current_thread() is not threading.main_thread():
+            yield from map(pattern.search, part)
+            continue
+        before = signal.signal(signal.SIGALRM, _time_is_up)
+        signal.setitimer(signal.ITIMER_REAL, _SECONDS)
+        try:
+            found = list(map(pattern.search, part))
+        except TimeoutError:
+            raise UserError(
+                f"--pattern {pattern.pattern!r} takes more than {_SECONDS} s for {len(part)} names, such as {part[0]}: "
+                "write it without repetitions inside of repetitions"
+            ) from None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        yield from found
+
+
+def _time_is_up(number: int, frame: FrameType | None) -> None:
+    raise TimeoutError

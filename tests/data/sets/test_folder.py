@@ -1,12 +1,13 @@
 """A tree of any images, with and without a pattern."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from inputs import records, write
 
-from reid_fast.data.sets import load_set
+from reid_fast.data.sets import Paths, load_set, pattern
 from reid_fast.errors import UserError
 
 
@@ -97,3 +98,21 @@ def test_links_are_followed(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "cam1").symlink_to(tmp_path / "elsewhere")
     assert list(load_set("folder", tmp_path / "set").train.paths) == [tmp_path / "set" / "cam1" / "1.jpg"]
+
+
+def test_an_expression_that_takes_forever_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(pattern, "_SECONDS", 0.3)
+    before = signal.getsignal(signal.SIGALRM)
+    names = Paths.of([tmp_path / f"{'a' * 60}!.jpg"])
+    with pytest.raises(UserError, match=r"takes more than 0\.3 s for 1 names"):
+        pattern.captured(pattern.compiled(r"(?P<cam>(a+)+)$"), names)
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "expression", ["(?P<cam>a{99999999999})", "(" * 5000 + "(?P<cam>a)" + ")" * 5000, "(?P<cam>a)(?P<cam>b)"]
+)
+def test_an_expression_that_is_too_large_is_refused(expression):
+    with pytest.raises(UserError, match="is not a regular expression"):
+        pattern.compiled(expression)

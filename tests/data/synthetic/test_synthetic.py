@@ -209,3 +209,16 @@ def test_workers_leave_the_garbage_of_their_parent_alone():
             assert os.getpid() not in list(mapped(collect, range(4)))
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--seed", "-1"], "--seed must lie between 0"),
+        (["--seed", str(2**64)], "--seed must lie between 0"),
+        (["--seed", "x"], "argument --seed: invalid int value: 'x'"),
+        (["--root", "/dev/null/x"], "/dev/null/x"),
+    ],
+)
+def test_bad_flags_are_one_sentence(capsys, flags, text):
+    assert text in refused(capsys, main, *flags)
