@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CARRIED := pytest pytest-xdist hypothesis tyro rich safetensors pybind11 setuptools nvidia-dali-cuda120 faiss-cpu
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test check attack bench docs gpu wheels clean
+.PHONY: demo test check attack sanitise bench docs gpu wheels clean
 
 # Cores are used by processes: docs/many-processes.md. The demo's batch has BatchNorm groups for four.
 RANKS = $(shell $(BIN)/python -c 'import os, torch; print(min(4, torch.cuda.device_count() or len(os.sched_getaffinity(0))))')
@@ -27,6 +27,10 @@ check: $(VENV)/.installed
 CASES ?= 1000
 attack: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/attack -s --attack $(CASES)
+
+# The extension with the address and undefined-behaviour sanitisers in Python's tests of the clustering.
+sanitise: $(VENV)/.installed
+	$(BIN)/python tests/attack/sanitised.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python bench/run.py --smoke

@@ -4,6 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 #include <cstdlib>
 #include <thread>
 
@@ -20,10 +24,20 @@ namespace {
 template <class T>
 using CArray = py::array_t<T, py::array::c_style>;
 
+// Those that this process may use: a job may have 8 of 128.
+int processors() {
+#ifdef __linux__
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
+#endif
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
 int threads_to_use() {
+  constexpr long kMost = 1024;
   const char* asked = std::getenv("OMP_NUM_THREADS");
-  const int count = asked ? std::atoi(asked) : 0;
-  return count > 0 ? count : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const long count = asked ? std::strtol(asked, nullptr, 10) : 0;
+  return count > 0 ? static_cast<int>(std::min(count, kMost)) : processors();
 }
 
 // Ctrl-C ends the stage: Python's handler raises, and the error surfaces once the threads have stopped.
@@ -62,10 +76,25 @@ void require(bool holds, const std::string& text) {
   if (!holds) throw py::value_error(text);
 }
 
+// pybind11 looks at the layout of an array, not at where it begins.
+template <class T>
+const T* elements(const CArray<T>& array) {
+  require(reinterpret_cast<uintptr_t>(array.data()) % alignof(T) == 0, "arrays must be aligned");
+  return array.data();
+}
+
 Features features_of(const CArray<float>& rows) {
   require(rows.ndim() == 2 && rows.size() > 0, "features must be [N, D] with N and D at least 1");
   require(rows.shape(0) < INT32_MAX, "features: more rows than an int32 index can name");
-  return {rows.data(), rows.shape(0), rows.shape(1)};
+  return {elements(rows), rows.shape(0), rows.shape(1)};
+}
+
+// The searches sort rows by their products, which NaN would have no place among.
+Features finite_features_of(const CArray<float>& rows) {
+  const Features features = features_of(rows);
+  const std::string fault = without_gil([&](const Run& run) { return fault_of(features, run); });
+  require(fault.empty(), "features: " + fault);
+  return features;
 }
 
 Ranking ranking_of(const CArray<int32_t>& index, const CArray<float>& similarity, int64_t n) {
@@ -73,11 +102,11 @@ Ranking ranking_of(const CArray<int32_t>& index, const CArray<float>& similarity
           "neighbours: index must be [N, K] with K in 1..N");
   require(similarity.ndim() == 2 && similarity.shape(0) == n && similarity.shape(1) == index.shape(1),
           "neighbours: similarity must have the shape of index");
-  return {index.data(), similarity.data(), n, static_cast<int>(index.shape(1))};
+  return {elements(index), elements(similarity), n, static_cast<int>(index.shape(1))};
 }
 
 py::tuple py_knn(const CArray<float>& rows, int k, int64_t begin, int64_t end, const std::string& kernel) {
-  const Features features = features_of(rows);
+  const Features features = finite_features_of(rows);
   require(1 <= k && k <= features.n, "k must lie in 1..N");
   require(0 <= begin && begin <= end && end <= features.n, "rows [begin, end) must lie in 0..N");
   Neighbours found = without_gil([&](const Run& run) { return knn(features, k, begin, end, kernel, run); });
@@ -85,26 +114,65 @@ py::tuple py_knn(const CArray<float>& rows, int k, int64_t begin, int64_t end, c
                         to_numpy(std::move(found.similarity), {end - begin, k}));
 }
 
+bool ascends(const CArray<int64_t>& start, int64_t entries) {
+  const int64_t* last = elements(start) + start.size() - 1;
+  return *elements(start) == 0 && *last == entries && std::is_sorted(elements(start), last + 1);
+}
+
+// `Lists` as its own comments have it.
+Lists lists_of(int64_t n, int k, const CArray<int32_t>& members, const CArray<int64_t>& start,
+               const CArray<int64_t>& near_start, const CArray<int32_t>& near) {
+  const int64_t count = start.size() - 1;
+  require(members.ndim() == 1 && start.ndim() == 1 && near_start.ndim() == 1 && near.ndim() == 1 &&
+              members.size() == n && count > 0 && near_start.size() == start.size() && ascends(start, n) &&
+              ascends(near_start, near.size()),
+          "lists: members must be [N], start and near_start [lists + 1] and ascend from 0 to the lengths of members "
+          "and near");
+  std::vector<bool> seen(n);
+  for (int64_t t = 0; t < n; ++t) {
+    const int32_t row = elements(members)[t];
+    require(0 <= row && row < n && !seen[row], "lists: members must name each row once, here " + std::to_string(row));
+    seen[row] = true;
+  }
+  const auto near_of = [&](int64_t list) {
+    return std::pair(elements(near) + elements(near_start)[list], elements(near) + elements(near_start)[list + 1]);
+  };
+  for (int64_t e = 0; e < near.size(); ++e) {
+    require(0 <= elements(near)[e] && elements(near)[e] < count, "lists: near names a list that does not exist");
+  }
+  for (int64_t list = 0; list < count; ++list) {
+    const auto [first, last] = near_of(list);
+    int64_t rows = 0;
+    bool sound = std::is_sorted(first, last) && std::adjacent_find(first, last) == last;
+    sound &= std::binary_search(first, last, list);
+    for (const int32_t* other = first; other < last; ++other) {
+      const auto [from, to] = near_of(*other);
+      sound &= std::binary_search(from, to, list);
+      rows += elements(start)[*other + 1] - elements(start)[*other];
+    }
+    require(sound, "lists: near must ascend, with the list itself among them and with each other list that has it");
+    require(rows >= k, "lists: those near list " + std::to_string(list) + " have less than k rows");
+  }
+  return {elements(members), elements(start), elements(near_start), elements(near), count};
+}
+
 py::tuple py_knn_in_lists(const CArray<float>& rows, int k, const CArray<int32_t>& members,
                           const CArray<int64_t>& start, const CArray<int64_t>& near_start,
                           const CArray<int32_t>& near) {
-  const Features features = features_of(rows);
+  const Features features = finite_features_of(rows);
   require(2 <= k && k <= features.n, "k must lie in 2..N");
-  require(members.size() == features.n && start.size() > 1 && near_start.size() == start.size() &&
-              start.data()[start.size() - 1] == features.n && near_start.data()[start.size() - 1] == near.size(),
-          "lists: members must be [N], start and near_start [lists + 1] and end with the lengths of members and near");
-  const Lists lists{members.data(), start.data(), near_start.data(), near.data(), start.size() - 1};
+  const Lists lists = lists_of(features.n, k, members, start, near_start, near);
   Neighbours found = without_gil([&](const Run& run) {
     const Neighbours nearest = knn_in_lists(features, k, lists, "auto", run);
     const Ranking ranking{nearest.index.begin(), nearest.similarity.begin(), features.n, k};
-    return neighbours_of_neighbours(features, ranking, members.data(), run);
+    return neighbours_of_neighbours(features, ranking, elements(members), run);
   });
   return py::make_tuple(to_numpy(std::move(found.index), {features.n, k}),
                         to_numpy(std::move(found.similarity), {features.n, k}));
 }
 
 py::tuple py_knn_and_farthest(const CArray<float>& rows, int k, int64_t begin, int64_t end, const std::string& kernel) {
-  const Features features = features_of(rows);
+  const Features features = finite_features_of(rows);
   require((k >= 2 || features.n == 1) && 1 <= k && k <= features.n, "k must lie in 2..N, or be 1 of 1 row");
   require(0 <= begin && begin <= end && end <= features.n, "rows [begin, end) must lie in 0..N");
   auto found = without_gil([&](const Run& run) { return knn_and_farthest(features, k, begin, end, kernel, run); });
@@ -143,7 +211,7 @@ py::tuple py_reranking_weights(const CArray<float>& rows, const CArray<int32_t>&
   require(smallest.ndim() == 1 && smallest.size() == features.n, "smallest must be [N]");
   require_sound(ranking);
   return to_csr(without_gil(
-      [&](const Run& run) { return reranking_weights(features, ranking, half, k2, smallest.data(), run); }));
+      [&](const Run& run) { return reranking_weights(features, ranking, half, k2, elements(smallest), run); }));
 }
 
 // A matrix by rows, or by columns, whose indices lie in [0, width).
@@ -153,11 +221,11 @@ SparseView view_of(const CArray<int64_t>& start, const CArray<int32_t>& index, c
       start.ndim() == 1 && start.size() > 0 && index.ndim() == 1 && value.ndim() == 1 && index.size() == value.size(),
       "weights: start must be [rows + 1], index and value of one length");
   const int64_t n = start.size() - 1;
-  bool sound = start.data()[0] == 0 && start.data()[n] == index.size();
-  for (int64_t i = 0; i < n; ++i) sound &= start.data()[i] <= start.data()[i + 1];
-  for (int64_t e = 0; e < index.size(); ++e) sound &= index.data()[e] >= 0 && index.data()[e] < width;
+  bool sound = elements(start)[0] == 0 && elements(start)[n] == index.size();
+  for (int64_t i = 0; i < n; ++i) sound &= elements(start)[i] <= elements(start)[i + 1];
+  for (int64_t e = 0; e < index.size(); ++e) sound &= elements(index)[e] >= 0 && elements(index)[e] < width;
   require(sound, "weights: start must ascend from 0 to the number of entries, and each index lie within its bounds");
-  return {start.data(), index.data(), value.data()};
+  return {elements(start), elements(index), elements(value)};
 }
 
 py::array_t<float> py_jaccard_rows(const CArray<int64_t>& start, const CArray<int32_t>& index,
@@ -165,6 +233,7 @@ py::array_t<float> py_jaccard_rows(const CArray<int64_t>& start, const CArray<in
                                    const CArray<int32_t>& column_index, const CArray<float>& column_value,
                                    int64_t begin, int64_t end, int64_t width) {
   require(0 <= begin && begin <= end && end < start.size(), "rows [begin, end) must lie in 0..rows");
+  require(0 <= width && width <= INT32_MAX, "width: more rows than an int32 index can name");
   const SparseView rows = view_of(start, index, value, column_start.size() - 1);
   const SparseView columns = view_of(column_start, column_index, column_value, width);
   Array<float> distance((end - begin) * width);
@@ -179,17 +248,17 @@ py::array_t<int64_t> py_dbscan(const CArray<Offset>& start, const CArray<Index>&
   require(start.ndim() == 1 && n >= 0, "graph: indptr must be [N + 1]");
   require(index.ndim() == 1 && value.ndim() == 1 && index.size() == value.size(),
           "graph: indices and data must be of one length");
-  const Offset* offset = start.data();
+  const Offset* offset = elements(start);
   bool sound = offset[0] == 0 && static_cast<int64_t>(offset[n]) == static_cast<int64_t>(index.size());
   for (int64_t i = 0; i < n; ++i) sound &= offset[i] <= offset[i + 1];
   require(sound, "graph: indptr must ascend from 0 to the number of entries");
-  for (int64_t e = 0; e < index.size(); ++e) sound &= index.data()[e] >= 0 && index.data()[e] < n;
+  for (int64_t e = 0; e < index.size(); ++e) sound &= elements(index)[e] >= 0 && elements(index)[e] < n;
   require(sound, "graph: an index names a row that does not exist");
   Array<int64_t> labels(n);
   {
     py::gil_scoped_release released;
-    dbscan(Graph<Offset, Index, Value>{offset, index.data(), value.data(), n}, static_cast<Value>(eps), min_samples,
-           labels.begin());
+    dbscan(Graph<Offset, Index, Value>{offset, elements(index), elements(value), n}, static_cast<Value>(eps),
+           min_samples, labels.begin());
   }
   return to_numpy(std::move(labels), {n});
 }

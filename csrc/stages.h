@@ -135,6 +135,9 @@ struct TooLarge : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// An empty text, or which row is the first with NaN or so long that products overflow; a search relies on finite ones.
+std::string fault_of(const Features& features, const Run& run);
+
 // Names of the similarity kernels this processor can run, fastest first.
 std::vector<std::string> similarity_kernels();
 

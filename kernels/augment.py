@@ -188,7 +188,8 @@ def augment_kernel(
     value *= by_channel(channel, scale0, scale1, scale2)
     e_top, e_left = tl.load(erase_ptr + 4 * image), tl.load(erase_ptr + 4 * image + 1)
     e_height, e_width = tl.load(erase_ptr + 4 * image + 2), tl.load(erase_ptr + 4 * image + 3)
-    erased = (y >= e_top) & (y < e_top + e_height) & (x >= e_left) & (x < e_left + e_width)
+    e_bottom, e_right = e_top.to(tl.int64) + e_height, e_left.to(tl.int64) + e_width
+    erased = (y >= e_top) & (y < e_bottom) & (x >= e_left) & (x < e_right)
     value = tl.where(erased, by_channel(channel, fill0, fill1, fill2), value)
     value = tl.where(known, value, float("nan"))
     tl.store(out_ptr + start + place, value.to(out_ptr.dtype.element_ty), mask=place < 3 * H * W)

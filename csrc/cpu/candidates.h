@@ -40,24 +40,23 @@ class Spinlock {
 // What is looked for: rows are scored by this times their similarity.
 constexpr float kNearest = 1, kFarthest = -1;
 
-// The candidates of the rows at places [begin, end), in buffers of a fixed size.
+// The candidates of the rows at the first `count` places, in buffers of a fixed size.
 class Candidates {
  public:
-  Candidates(const Features& features, const std::vector<int32_t>& places, const Panels& panels, int64_t begin,
-             int64_t end, int k, float sense = kNearest)
+  Candidates(const Features& features, const std::vector<int32_t>& places, const Panels& panels, int64_t count, int k,
+             float sense = kNearest)
       : features_(features),
         places_(places),
         panels_(panels),
-        begin_(begin),
-        end_(end),
+        count_(count),
         k_(k),
         sense_(sense),
         capacity_(std::max(3 * k, 64)),
-        entry_((end - begin) * capacity_),
-        rows_(end - begin) {
+        entry_(count * capacity_),
+        rows_(count) {
     // What is at no row's place reaches no floor.
-    for (int64_t i = begin; i < end; ++i) {
-      if (places[i] < 0) rows_[i - begin].floor.store(kInfinity, std::memory_order_relaxed);
+    for (int64_t i = 0; i < count; ++i) {
+      if (places[i] < 0) rows_[i].floor.store(kInfinity, std::memory_order_relaxed);
     }
   }
 
@@ -69,12 +68,12 @@ class Candidates {
   void floors(int64_t panel, float* out) const {
     for (int r = 0; r < kPanel; ++r) {
       const int64_t i = panel * kPanel + r;
-      out[r] = begin_ <= i && i < end_ ? rows_[i - begin_].floor.load(std::memory_order_relaxed) : kInfinity;
+      out[r] = i < count_ ? rows_[i].floor.load(std::memory_order_relaxed) : kInfinity;
     }
   }
 
   void offer(int64_t i, float product, int32_t other) {
-    Row& row = rows_[i - begin_];
+    Row& row = rows_[i];
     std::lock_guard<Spinlock> lock(row.lock);
     if (product < row.floor.load(std::memory_order_relaxed)) return;
     entries(i)[row.size++] = {product, other};
@@ -82,11 +81,11 @@ class Candidates {
   }
 
   // Too many rows lie too close for the error bound to tell them apart.
-  bool given_up(int64_t i) const { return rows_[i - begin_].floor.load(std::memory_order_relaxed) == kInfinity; }
+  bool given_up(int64_t i) const { return rows_[i].floor.load(std::memory_order_relaxed) == kInfinity; }
 
   // The k most similar of a row that was not given up, scored by `dot`, best first.
   void settle(int64_t i, std::vector<Scored>& best) {
-    Row& row = rows_[i - begin_];
+    Row& row = rows_[i];
     keep_band(i, row);
     const Scored* candidate = entries(i);
     const Scored* end = candidate + row.size;
@@ -113,7 +112,7 @@ class Candidates {
     Spinlock lock;
   };
 
-  Scored* entries(int64_t i) { return entry_.begin() + (i - begin_) * capacity_; }
+  Scored* entries(int64_t i) { return entry_.begin() + i * capacity_; }
 
   Scored scored(int64_t i, int32_t j) const {
     return {sense_ * dot(features_.row(places_[i]), features_.row(j), features_.width), j};
@@ -146,7 +145,7 @@ class Candidates {
   const Features& features_;
   const std::vector<int32_t>& places_;
   const Panels& panels_;
-  int64_t begin_, end_;
+  int64_t count_;
   int k_;
   float sense_;
   int capacity_;

@@ -315,10 +315,10 @@ void search(const Features& features, int k, int64_t begin, int64_t end, const K
   }
   const Panels panels(features, search.places, kernel, run);
   const int others = static_cast<int>(std::min<int64_t>(k, equal.groups() - 1));
-  Candidates near(features, search.places, panels, 0, search.own, others);
+  Candidates near(features, search.places, panels, search.own, others);
   std::optional<Candidates> far;
   Wanted wanted{&near};
-  if (smallest) wanted.push_back(&far.emplace(features, search.places, panels, 0, search.own, 1, kFarthest));
+  if (smallest) wanted.push_back(&far.emplace(features, search.places, panels, search.own, 1, kFarthest));
   collect(kernel, panels, {0, (search.own + kPanel - 1) / kPanel}, run, wanted);
   settle_all(features, search, others, near, equal, run, nearest);
   if (smallest) settle_all(features, search, 1, *far, equal, run, *smallest);
@@ -366,7 +366,7 @@ Neighbours knn_in_lists(const Features& features, int k, const Lists& lists, con
 
   Result result(features, k, 0, features.n);
   const Panels panels(features, places, kernel, run);
-  Candidates candidates(features, places, panels, 0, static_cast<int64_t>(places.size()), k - 1);
+  Candidates candidates(features, places, panels, static_cast<int64_t>(places.size()), k - 1);
   parallel_blocks(static_cast<int64_t>(stripes.size()), 1, run, [&] {
     return [&, products = Products(kernel, panels)](int64_t number, int64_t) mutable {
       const auto [list, stripe] = stripes[number];

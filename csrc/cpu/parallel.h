@@ -63,6 +63,24 @@ void parallel_blocks(int64_t n, int64_t block, const Run& run, MakeWorker make_w
   if (interrupted) throw Interrupted();
 }
 
+// The first of n rows that is not `sound(row)`, or n.
+template <class Sound>
+int64_t first_without(int64_t n, const Run& run, Sound sound) {
+  constexpr int64_t kBlock = 256;
+  std::atomic<int64_t> first{n};
+  parallel_blocks(n, kBlock, run, [&] {
+    return [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        if (sound(i)) continue;
+        for (int64_t seen = first; i < seen && !first.compare_exchange_weak(seen, i);) {
+        }
+        return;
+      }
+    };
+  });
+  return first;
+}
+
 // How many turns before its own a row that lies anywhere in memory is asked for.
 constexpr int64_t kAhead = 16;
 

@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kBlock = 256;
 constexpr float kLargestCosine = 1.001f;  // of L2-normalised rows, rounding included
+constexpr float kLongest = 1e30f;         // squared length of rows whose products, and what is made of them, are finite
 
 struct OwnedSets {
   Array<int32_t> member, size;
@@ -93,18 +94,14 @@ std::string fault_of_row(const Ranking& ranking, int64_t i) {
 
 }  // namespace
 
+std::string fault_of(const Features& features, const Run& run) {
+  const int64_t first = first_without(
+      features.n, run, [&](int64_t i) { return dot(features.row(i), features.row(i), features.width) < kLongest; });
+  return first < features.n ? "row " + std::to_string(first) + " holds NaN, infinity or values that are too large" : "";
+}
+
 std::string fault_of(const Ranking& ranking, const Run& run) {
-  std::atomic<int64_t> first{ranking.n};
-  parallel_blocks(ranking.n, kBlock, run, [&] {
-    return [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        if (is_sound(ranking, i)) continue;
-        for (int64_t seen = first; i < seen && !first.compare_exchange_weak(seen, i);) {
-        }
-        return;
-      }
-    };
-  });
+  const int64_t first = first_without(ranking.n, run, [&](int64_t i) { return is_sound(ranking, i); });
   return first < ranking.n ? fault_of_row(ranking, first) : "";
 }
 

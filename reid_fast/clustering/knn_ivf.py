@@ -47,8 +47,14 @@ def knn_ivf(
         index [N, K] int32 and similarity [N, K] float32 as `knn`, and the recall (0..1) on the sample.
 
     Raises:
-        ValueError: k < 1, or a feature row that is zero or not finite (named).
+        ValueError: k, lists, probes or sample below 1, a negative seed, or a feature row that is zero or not finite
+            (named).
     """
+    for name, number in (("lists", lists), ("probes", probes), ("sample", sample)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, not {seed}")
     rows = normalised_rows(features).cpu()
     n = len(rows)
     k = clip_k(k, n, "k")

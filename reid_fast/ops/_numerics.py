@@ -28,10 +28,10 @@ def check_shapes(shapes: str, *tensors: Tensor | None) -> None:
     """Refuse tensors whose shapes disagree. Shapes alone are read, so no device is waited for.
 
     Args:
-        shapes: the name and the sizes of each, such as "x B D, memory C D, spans B 2".
+        shapes: the name and the sizes of each, such as "x B D, memory C D, spans B 2"; a scalar has no size.
         tensors: those tensors; None is passed over.
     """
-    sizes = {"2": 2}
+    sizes = {digit: int(digit) for digit in "1234"}
     for part, tensor in zip(shapes.split(", "), tensors, strict=True):
         if tensor is None:
             continue
@@ -40,6 +40,13 @@ def check_shapes(shapes: str, *tensors: Tensor | None) -> None:
         if tensor.ndim != len(letters) or list(tensor.shape) != known:
             raise ValueError(f"{name} must be [{', '.join(letters)}], here {known}, not {list(tensor.shape)}")
         sizes |= zip(letters, known, strict=True)
+
+
+def check_int64(**tensors: Tensor | None) -> None:
+    """Refuse numbers of another type: the CPU cannot look up by them, and a kernel would read them as they lie."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype != torch.int64:
+            raise TypeError(f"{name} must be int64, not {tensor.dtype}")
 
 
 def check_rows(what: str, numbers: Tensor, rows: int) -> None:

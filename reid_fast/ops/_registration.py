@@ -25,7 +25,7 @@ def register(
     Args:
         module: `__name__` of the op's own; its launcher lies in `reid_fast.kernels`, in the module of the same name.
         schema: "name(Tensor x, ...) -> ...", without defaults; Tensor(a!) and Tensor(a!)[] are changed in place, and
-            refused unless they are contiguous.
+            refused unless they are contiguous. What shares memory with them is read as it was before.
         cpu: the implementation; the caller's autocast does not reach into it.
         fake: the shapes and types of the results, from the same arguments.
         strided: whether the launcher takes tensors as they lie; elsewhere they are made contiguous for it.
@@ -53,11 +53,21 @@ def _in_place(function: Callable[..., Any], changed: dict[int, str]) -> Callable
     def run(*arguments: Any) -> Any:
         for place, name in changed.items():
             given = arguments[place]
-            if not all(tensor.is_contiguous() for tensor in ([given] if isinstance(given, Tensor) else given)):
+            if not all(tensor.is_contiguous() for tensor in _tensors(given)):
                 raise ValueError(f"{name} must be contiguous: it is updated in place")
-        return function(*arguments)
+        written = {tensor.untyped_storage().data_ptr() for place in changed for tensor in _tensors(arguments[place])}
+        return function(*(a if place in changed else _apart(a, written) for place, a in enumerate(arguments)))
 
     return run
+
+
+def _tensors(given: Tensor | list[Tensor]) -> list[Tensor]:
+    return [given] if isinstance(given, Tensor) else given
+
+
+def _apart(given: Any, written: set[int]) -> Any:
+    """A copy of a tensor that lies in memory which is written: programs of a launch run in any order."""
+    return given.clone() if isinstance(given, Tensor) and given.untyped_storage().data_ptr() in written else given
 
 
 def launcher(file: str, name: str, strided: bool = False) -> Callable[..., Any]:

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reid_fast.ops._numerics import check_shapes
 from reid_fast.ops._registration import register
 
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
+_TYPES = torch.int64, torch.bool, torch.int32, torch.int32, torch.float32  # of index, flip, crop, erase, blur
 _CACHED = 160_000  # values that are blurred at once: as float32 they stay in a core's cache from tap to tap
 
 
@@ -49,11 +51,20 @@ def augment(
         [B, 3, H, W] in memory format channels_last.
 
     Raises:
-        ValueError: images of another shape, type or stride. On the CPU also an index out of range, and an image too
-            small for its blur to be reflected; on CUDA, where nothing waits to check them, such an image is NaN.
+        TypeError: another type.
+        ValueError: images of another shape, type or stride, parameters of another shape, a std of 0. On the CPU also an
+            index out of range, and an image too small for its blur to be reflected; on CUDA, where nothing waits to
+            check them, such an image is NaN.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.is_contiguous():
         raise ValueError(f"images must be contiguous [N, H, W, 3] uint8, not {images.dtype} {list(images.shape)}")
+    check_shapes("index B, flip B, crop B 2, erase B 4, blur B", index, flip, crop, erase, blur)
+    given = {"index": index, "flip": flip, "crop": crop, "erase": erase, "blur": blur}
+    for (name, tensor), dtype_wanted in zip(given.items(), _TYPES, strict=True):
+        if tensor is not None and tensor.dtype != dtype_wanted:
+            raise TypeError(f"{name} must be {dtype_wanted}, not {tensor.dtype}")
+    if not len(mean) == len(std) == len(fill) == 3 or 0 in std:
+        raise ValueError(f"mean, std and fill must be three numbers each, std none of them 0: {mean}, {std}, {fill}")
     centre = [255 * m for m in mean]
     scale = [1 / (255 * s) for s in std]
     return _op(images, index, flip, crop, erase, blur, grey, centre, scale, list(fill), dtype)
@@ -113,9 +124,9 @@ def _blur(pixels: Tensor, sigma: Tensor) -> Tensor:
     """[n, H, W, 3] uint8 images, each through the separable Gaussian of its own σ."""
     n, H, W, _ = pixels.shape
     radius = (3 * sigma).ceil()
+    if radius.max() >= min(H, W):
+        raise ValueError(f"a blur of radius {radius.max():.0f} cannot be reflected at the borders of {H}×{W} pixels")
     most = int(radius.max())
-    if most >= min(H, W):
-        raise ValueError(f"a blur of radius {most} cannot be reflected at the borders of {H}×{W} pixels")
     tap = torch.arange(most + 1.0)
     weights = torch.exp(-(tap**2) / (2 * sigma[:, None] ** 2)) * (tap <= radius[:, None])
     weights /= 2 * weights.sum(1, keepdim=True) - weights[:, :1]  # all but the first stand on both sides

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from reid_fast.ops._registration import register
-from reid_fast.ops.grouped_bn import add_relu, channels_last, empty_channels_last
+from reid_fast.ops.grouped_bn import add_relu, channels_last, check_channels, check_residual, empty_channels_last
 
 
 def bias_relu(x: Tensor, bias: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -19,7 +19,12 @@ def bias_relu(x: Tensor, bias: Tensor, residual: Tensor | None = None, relu: boo
 
     Returns:
         [B, C, ...] of x's type in memory format channels_last.
+
+    Raises:
+        ValueError: a bias or a residual of another shape, or a residual of another type.
     """
+    check_channels(x, bias=bias)
+    check_residual(x, residual)
     return _op(x, bias, residual, relu)
 
 

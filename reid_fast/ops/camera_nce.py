@@ -62,11 +62,15 @@ def camera_nce(
         The loss, a float32 scalar.
 
     Raises:
-        ValueError: no negatives, or a temperature that is not positive.
+        TypeError: labels of another type.
+        ValueError: no negatives, a temperature that is not positive, or shapes that disagree.
     """
     _numerics.check_temperature(temperature)
     if negatives < 1:
         raise ValueError(f"negatives must be at least 1, not {negatives}")
+    shapes = "x B D, memory C D, memory_labels C, labels B, weights B"
+    _numerics.check_shapes(shapes, x, memory, memory_labels, labels, weights)
+    _numerics.check_int64(memory_labels=memory_labels, labels=labels)
     return _op(x, memory, memory_labels, labels, temperature, negatives, weights, normalize, needs_grad(x))[0]
 
 

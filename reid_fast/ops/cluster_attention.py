@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reid_fast.ops._numerics import widen
+from reid_fast.ops._numerics import check_int64, check_shapes, widen
 from reid_fast.ops._registration import register
 
 
@@ -28,8 +28,16 @@ def cluster_attention(q: Tensor, k: Tensor, x: Tensor, offsets: Tensor, scale: T
 
     Returns:
         The weights w, [N] float32, and the prototypes, [clusters, F] float32.
+
+    Raises:
+        TypeError: offsets of another type.
+        ValueError: shapes that disagree, or, on the CPU, offsets that do not ascend from 0 to N; on CUDA, where nothing
+            waits to check them, nothing outside is read either.
     """
+    check_shapes("q h N D, x N F", q, x)
     weights = received_attention(q, k, offsets, scale)
+    if offsets.device.type == "cpu" and (offsets[0] != 0 or offsets[-1] != len(x)):
+        raise ValueError(f"offsets must ascend from 0 to {len(x)}: each row belongs to a cluster")
     sums = torch.segment_reduce(weights[:, None] * widen(x), "sum", lengths=offsets.diff(), axis=0)
     return weights, F.normalize(sums)
 
@@ -38,8 +46,12 @@ def received_attention(q: Tensor, k: Tensor, offsets: Tensor, scale: Tensor) -> 
     """The weights w of `cluster_attention` alone, [N] float32: 1 - n·w is a member's dispersion, high for the hardest.
 
     Here clusters may be empty, so that `offsets` can have a fixed length where the number of clusters lies on the GPU.
-    Rows in front of offsets[0] and from offsets[-1] on take no part: their w is 0.
+    Rows in front of offsets[0] and from offsets[-1] on take no part: their w is 0. Errors as there.
     """
+    check_shapes("q h N D, k h N D, offsets c, scale", q, k, offsets, scale)
+    check_int64(offsets=offsets)
+    if not len(offsets):
+        raise ValueError("offsets must be [clusters + 1], not []")
     sizes = _sizes(offsets, q.shape[1])
     received, _ = _op(q, k, scale, offsets)
     return torch.where(sizes == 1, 1.0, received / (len(q) * sizes.clamp(min=1)))
@@ -72,6 +84,8 @@ def _by_size(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> Iterator[t
 
 def _cpu(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Σ_a Σ_i A^a_ij [N], and what backward needs of the softmax ([h, N]; none on the CPU)."""
+    if offsets[0] < 0 or offsets[-1] > q.shape[1] or (offsets.diff() < 0).any():
+        raise ValueError(f"offsets must ascend within 0..{q.shape[1]}")
     received = widen(q).new_zeros(q.shape[1])
     for rows, attention in _by_size(q, k, scale, offsets):
         received[rows] = attention.sum((0, 2))

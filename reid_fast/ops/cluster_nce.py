@@ -74,6 +74,7 @@ def cluster_nce(
         The loss, a float32 scalar (float64 for float64 features).
 
     Raises:
+        TypeError: labels or spans of another type.
         ValueError: `targets` together with `smoothing`, a temperature that is not positive, shapes that disagree, or
             another label outside the row's columns. CUDA is not waited for to find the last: the loss is NaN there.
     """
@@ -81,6 +82,7 @@ def cluster_nce(
     _numerics.check_shapes(
         "x B D, memory C D, labels B, targets B C, spans B 2, weights B", x, memory, labels, targets, spans, weights
     )
+    _numerics.check_int64(labels=labels, spans=spans)
     if targets is not None and smoothing:
         raise ValueError("give targets or smoothing, not both")
     common, wanted = (x, memory, labels, temperature, normalize), needs_grad(x)

@@ -34,7 +34,7 @@ def cluster_step(
     takes part in neither.
     """
     check_temperature(temperature)
-    check(memory, x, labels, mode, update_temperature, scores)
+    check(memory, x, labels, momentum, mode, update_temperature, scores)
     wanted = _registration.needs_grad(x)
     loss, gradient = _op(x.detach(), memory, labels, temperature, momentum, mode, update_temperature, scores, wanted)
     return _registration.Attach.apply(x, loss, gradient) if wanted else loss

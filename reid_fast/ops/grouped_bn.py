@@ -91,7 +91,8 @@ def grouped_bn(
         [B, C, ...] of x's type, on CUDA in memory format channels_last.
 
     Raises:
-        ValueError: a group with one value a channel, a residual of another shape or type, a batch that the domains do
+        ValueError: a group with one value a channel, tensors that are not [C], one for each domain, a residual of
+            another shape or type, a batch that the domains do
             not divide, or running statistics that are not contiguous.
     """
     norms = Norms(_listed(weight), _listed(bias), _listed(running_mean), _listed(running_var))
@@ -146,16 +147,33 @@ def _groups(images: Tensor, group: int) -> tuple[Tensor, ...]:
 
 def _check(x: Tensor, norms: Norms, group: int, residual: Tensor | None) -> None:
     domains = len(norms.weight)
+    if not domains or any(len(tensors) != domains for tensors in norms):
+        raise ValueError(f"weights, biases and running statistics of {[len(tensors) for tensors in norms]} domains")
+    for name, tensors in norms._asdict().items():
+        for tensor in tensors:
+            check_channels(x, **{name: tensor})
     if len(x) % domains:
         raise ValueError(f"{len(x)} images cannot be halved among {domains} domains")
-    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
-        raise ValueError(f"the residual must be {x.dtype} {list(x.shape)}, not {residual.dtype} {list(residual.shape)}")
+    check_residual(x, residual)
     if not all(running.is_contiguous() for running in (*norms.running_mean, *norms.running_var)):
         raise ValueError("running statistics must be contiguous: they are updated in place")
     images = len(x) // domains
     last = images % group or group if 0 < group < images else images
     if last * x[:1, :1].numel() == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {[last, *x.shape[1:]]}")
+
+
+def check_channels(x: Tensor, **tensors: Tensor) -> None:
+    """Refuse what is not [C] beside x [B, C, ...]."""
+    for name, tensor in tensors.items():
+        if x.ndim < 2 or tensor.shape != x.shape[1:2]:
+            raise ValueError(f"{name} must be [C] beside x [B, C, ...], not {list(tensor.shape)} and {list(x.shape)}")
+
+
+def check_residual(x: Tensor, residual: Tensor | None) -> None:
+    """Refuse a residual that is not as x is."""
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        raise ValueError(f"the residual must be {x.dtype} {list(x.shape)}, not {residual.dtype} {list(residual.shape)}")
 
 
 def _cpu(

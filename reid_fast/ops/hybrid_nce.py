@@ -14,9 +14,10 @@ from torch import Tensor
 
 from reid_fast.ops import _numerics
 from reid_fast.ops._registration import fake_nothing, needs_grad, register, register_loss
-from reid_fast.ops.memory_update import memory_update_ref
+from reid_fast.ops.memory_update import check_momentum, memory_update_ref
 
 _SORTED = 1 << 26  # values of the memory that `class_means` sorts at once
+_CLASSES = 1 << 31  # more than a memory has
 EPSILON = 1e-6  # the published loss adds it to the softmax's denominator and inside its logarithm
 
 
@@ -34,7 +35,15 @@ def class_means(memory: Tensor, memory_labels: Tensor, classes: int | None = Non
         memory: [N, D] rows.
         memory_labels: [N] int64 in [0, C), or -1 for rows without a class; classes may be empty.
         classes: C; without it the largest label is fetched from the device.
+
+    Raises:
+        TypeError: labels of another type.
+        ValueError: shapes that disagree, or, on the CPU, a label out of range.
     """
+    _numerics.check_shapes("memory N D, memory_labels N", memory, memory_labels)
+    _numerics.check_int64(memory_labels=memory_labels)
+    if memory_labels.device.type == "cpu":
+        _numerics.check_rows("class", memory_labels, _CLASSES if classes is None else classes)
     counts = torch.bincount(memory_labels + 1, minlength=1 + (classes or 0))
     order = memory_labels.argsort(stable=True)
     means = memory.new_empty(len(counts) - 1, memory.shape[1], dtype=_numerics.widen(memory[:0]).dtype)
@@ -114,8 +123,10 @@ def hybrid_nce(
     """
     _numerics.check_temperature(temperature)
     _numerics.check_shapes("x B D, memory N D, memory_labels N, index B", x, memory, memory_labels, index)
+    _numerics.check_int64(memory_labels=memory_labels, index=index)
     means, counts = class_means(memory, memory_labels) if classes is None else classes
     _numerics.check_shapes("x B D, means C D, counts C", x, means, counts)
+    _numerics.check_int64(counts=counts)
     return _op(x, means, counts, memory_labels, index, temperature, focal, EPSILON, normalize, needs_grad(x))[0]
 
 
@@ -140,6 +151,8 @@ def hybrid_update(
     """
     shapes = "memory N D, means C D, counts C, memory_labels N, x B D, index B"
     _numerics.check_shapes(shapes, memory, *classes, memory_labels, x, index)
+    _numerics.check_int64(counts=classes.counts, memory_labels=memory_labels, index=index)
+    check_momentum(momentum)
     _update(memory, classes.means, classes.counts, memory_labels, x.detach(), index, momentum)
 
 

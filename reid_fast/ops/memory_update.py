@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid_fast.ops._numerics import check_rows, check_shapes, check_temperature, widen, without_autocast
+from reid_fast.ops._numerics import check_int64, check_rows, check_shapes, check_temperature, widen, without_autocast
 from reid_fast.ops._registration import fake_nothing, register
 
 MODES = ("serial", "hard", "weighted", "pick")
@@ -37,7 +37,7 @@ def memory_update(
 
     Args:
         memory: [C, D] contiguous L2-normalised rows, float32 or bfloat16 (accumulated in float32).
-        x: [B, D] L2-normalised rows, any float type.
+        x: [B, D] L2-normalised rows, any float type; rows of the memory itself are read as they were before.
         labels: [B] int64 in [0, C), or -1, which takes no part; a row may be named any number of times, or never.
         momentum: m, the share of the old row that is kept.
         mode: one of `MODES`.
@@ -45,16 +45,23 @@ def memory_update(
         scores: [B], for "pick" only.
 
     Raises:
-        ValueError: an unknown mode, a mode without its argument, a temperature that is not positive, shapes that
-            disagree, a memory that is not contiguous, or another label outside the memory. CUDA is not waited for to
-            find the last: such a row changes nothing there.
+        TypeError: labels of another type.
+        ValueError: an unknown mode, a mode without its argument, a temperature that is not positive, a momentum outside
+            [0, 1], shapes that disagree, a memory that is not contiguous, or another label outside the memory. CUDA is
+            not waited for to find the last: such a row changes nothing there.
     """
-    check(memory, x, labels, mode, temperature, scores)
+    check(memory, x, labels, momentum, mode, temperature, scores)
     _op(memory, x.detach(), labels, momentum, mode, temperature, scores)
 
 
 def check(
-    memory: Tensor, x: Tensor, labels: Tensor, mode: str, temperature: float | None, scores: Tensor | None
+    memory: Tensor,
+    x: Tensor,
+    labels: Tensor,
+    momentum: float,
+    mode: str,
+    temperature: float | None,
+    scores: Tensor | None,
 ) -> None:
     """Refuse what `memory_update` cannot do."""
     if mode not in MODES:
@@ -65,7 +72,14 @@ def check(
         check_temperature(temperature)
     if mode == "pick" and scores is None:
         raise ValueError('mode="pick" needs scores')
+    check_momentum(momentum)
     check_shapes("memory C D, x B D, labels B, scores B", memory, x, labels, scores)
+    check_int64(labels=labels)
+
+
+def check_momentum(momentum: float) -> None:
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"the momentum must lie in [0, 1], not {momentum}")
 
 
 @without_autocast

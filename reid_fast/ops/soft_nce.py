@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reid_fast.ops._numerics import check_shapes, check_temperature, total, widen, without_autocast
+from reid_fast.ops._numerics import check_int64, check_shapes, check_temperature, total, widen, without_autocast
 from reid_fast.ops.cluster_nce import cluster_nce
 
 
@@ -33,10 +33,12 @@ def hard_nce(x: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> 
         The loss, a scalar.
 
     Raises:
+        TypeError: labels of another type.
         ValueError: a temperature that is not positive, or shapes that disagree.
     """
     check_temperature(temperature)
     check_shapes("x B D, teacher B D, labels B", x, teacher, labels)
+    check_int64(labels=labels)
     similarity = F.normalize(widen(x)) @ F.normalize(widen(teacher.detach())).T / temperature
     same = labels[:, None] == labels
     positive = similarity.masked_fill(~same, torch.inf).amin(1)

@@ -22,6 +22,14 @@ def test_any_float_type_and_strides(dtype):
         assert (reid_fast.knn(view, 8)[0] == index).all()
 
 
+def test_rows_that_are_not_aligned_are_copied():
+    rows = planted(90, 20)
+    misaligned = np.empty(rows.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(rows.shape)
+    misaligned[:] = rows
+    assert normalised_rows(misaligned).data_ptr() % 4 == 0
+    assert (reid_fast.knn(misaligned, 8)[0] == reid_fast.knn(rows, 8)[0]).all()
+
+
 def test_scale_of_the_rows_does_not_matter():
     rows = planted(90, 20)
     assert (reid_fast.knn(rows * 37, 8)[0] == reid_fast.knn(rows, 8)[0]).all()
