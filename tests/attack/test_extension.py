@@ -110,13 +110,13 @@ def spoilt(arguments, arrays, data):
 def test_any_arguments(name, attack):
     def case(data):
         x = data.draw(rows())
-        k = data.draw(st.integers(2 if name == "knn_in_lists" and len(x) > 1 else 1, len(x)))
+        k = data.draw(st.integers(2 if name in ("knn_in_lists", "knn_and_farthest") and len(x) > 1 else 1, len(x)))
         if name == "knn_in_lists" and k < 2:
             return
         sound = whole(name, x, k, np.random.default_rng(data.draw(st.integers(0, 99))))
         expected = called(name, sound, k)
-        if name in ("knn", "knn_in_lists"):
-            true_neighbours(x, *expected, sound[2] if name == "knn" else 0)
+        if name.startswith("knn"):
+            true_neighbours(x, *expected[:2], 0 if name == "knn_in_lists" else sound[2])
         arguments, same = spoilt(list(sound), ARRAYS[name], data)
         try:
             found = called(name, arguments, k)
