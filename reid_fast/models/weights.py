@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 
 from reid_fast.errors import UserError
 from reid_fast.models.archs import ARCHS
 from reid_fast.models.checkpoints import POSITIONS, Checkpoint, architecture_of, grid_of, read_checkpoint, resized
+from reid_fast.models.download import download
 from reid_fast.models.encoder import Encoder
 
 
@@ -48,16 +47,7 @@ def _imagenet_file(arch: str) -> Path:
         raise UserError(f"no ImageNet weights are published for --arch {arch}: use --weights none or a file")
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not os.path.isfile(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A download becomes a file when it is whole and, on these hosts, has the SHA-256 that its name begins to tell.
-        digest = re.fullmatch(r"https://(?:download\.pytorch\.org|dl\.fbaipublicfiles\.com)/.+-([0-9a-f]+)\.pth", url)
-        try:
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest[1] if digest else None)
-        except (URLError, OSError, RuntimeError) as error:
-            raise UserError(
-                f"could not download {url} ({error}): fetch it elsewhere and put it at {path}, "
-                "or train from scratch with --weights none"
-            ) from None
+        download(url, path)
     return path
 
 
