@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from inputs import GOLDEN
+from offline import asked
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +34,15 @@ def cache_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def offline():
+    """Nothing in the test asks a network: see offline.py."""
+    yield
+    said = list(asked)
+    asked.clear()
+    assert not said
 
 
 @pytest.fixture(scope="session")
