@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from reid_fast.clustering.rerank import rerank
     from reid_fast.retrieval import load_encoder, search
     from reid_fast.train import train_with as train
+
+# onnxruntime (1.29 on) sends what it is used for to its maker, unless this is set when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "__version__",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import socket
+import subprocess
+import sys
 import urllib.request
 
 import pytest
@@ -107,3 +110,12 @@ def test_no_test_gets_through_to_a_network(ask):
         ask()
     assert asked
     asked.clear()
+
+
+def test_onnxruntime_sends_no_telemetry(tmp_path):
+    """It would leave the number of this device in the cache when it is imported, and send it with the first model."""
+    pytest.importorskip("onnxruntime")
+    asked_for = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    command = [sys.executable, "-c", "import reid_fast, onnxruntime"]
+    subprocess.run(command, env=asked_for | {"XDG_CACHE_HOME": str(tmp_path)}, check=True)
+    assert not list(tmp_path.iterdir())
