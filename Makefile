@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CARRIED := pytest pytest-xdist hypothesis tyro rich safetensors pybind11 setuptools nvidia-dali-cuda120 faiss-cpu
-SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt $(wildcard requirements/*.txt)
+# Nothing is installed whose SHA-256 is not in requirements/. Which build of torch it is, pip's settings decide: it is
+# downloaded as they say, then compared.
+HASHED := $(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement
 
-.PHONY: demo test check attack sanitise bench docs gpu wheels clean
+.PHONY: demo test check attack sanitise bench docs gpu wheels lock clean
 
 # Cores are used by processes: docs/many-processes.md. The demo's batch has BatchNorm groups for four.
 RANKS = $(shell $(BIN)/python -c 'import os, torch; print(min(4, torch.cuda.device_count() or len(os.sched_getaffinity(0))))')
@@ -50,8 +53,20 @@ wheels: $(VENV)/.installed
 # Editable, so that the sources in this folder run; compiled parts are rebuilt when theirs change.
 $(VENV)/.installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(HASHED) requirements/test.txt
+	$(BIN)/python -m pip download --quiet --no-deps --constraint constraints.txt --dest $(VENV)/torch torch
+	$(HASHED) requirements/torch.txt --no-index --find-links $(VENV)/torch
+	rm -r $(VENV)/torch
+	if grep -qE '^Requires-Dist: (cuda|nvidia)' $(VENV)/lib/python*/site-packages/torch-*.dist-info/METADATA; \
+	then $(HASHED) requirements/torch-cuda.txt; fi
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
 	touch $@
+
+# After a change of constraints.txt or of the dependencies.
+lock: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet uv
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python requirements/lock.py
 
 clean:
 	rm -rf $(VENV) build wheels *.egg-info reid_fast/_C*.so

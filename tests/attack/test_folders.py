@@ -15,6 +15,7 @@ from reid_fast.console import Console
 from reid_fast.data.open import open_images, open_set
 from reid_fast.data.sets import Paths, check_images, load_set, read_image, recognise
 from reid_fast.errors import UserError
+from reid_fast.whole_file import locked
 
 
 @pytest.fixture(autouse=True)
@@ -176,7 +177,7 @@ def test_another_users_unfinished_store_is_replaced_or_waited_for(tmp_path: Path
     monkeypatch.setattr(os, "open", foreign)
     file.part.write_bytes(b"left by a killed process")
     with file.part.open("rb") as other:
-        assert store_file._lock(other)
+        assert locked(other)
         with file.locked() as part:
             assert part is None
     with file.locked() as part:
