@@ -15,7 +15,8 @@ from reid_fast import train as driver
 from reid_fast.evaluate import main as evaluate
 from reid_fast.methods.cc import ClusterContrast
 
-RUN = argv(**TINY, method="cc", iters=6, epochs=3, eval_step=1, threads=1)
+RUN = argv(**TINY | {"arch": "tiny"}, method="cc", iters=6, epochs=3, eval_step=1, threads=1)
+pytestmark = pytest.mark.usefixtures("tiny_arch")
 MEASURED = {"seconds", "images_per_second", "peak_memory_mb"}
 
 
@@ -35,7 +36,7 @@ def silhouettes(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def whole(people: Path, tmp_path_factory) -> Path:
+def whole(people: Path, tmp_path_factory, tiny_arch: None) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     driver.main([*RUN, "--data-dir", str(people), "--logs-dir", str(folder), "--save-best", "--resume"])
     return folder
