@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,17 +27,24 @@ from reid_fast.run import build
 from reid_fast.train import main as train
 
 ROOT = Path(__file__).parents[1]
-RUN = argv(**TINY, method="cc", iters=8, epochs=2, amp=True)
+SMALL = TINY | {"arch": "tiny", "threads": 1}
+RUN = argv(**SMALL, method="cc", iters=8, epochs=2, amp=True)
+pytestmark = pytest.mark.usefixtures("tiny_arch")
 MEASURED = {"seconds", "images_per_second", "peak_memory_mb"}
 
 
+TINY_ARCH = """
+from reid_fast.models.archs import ARCHS
+from reid_fast.models.archs.resnet import BasicBlock, ResNetArch
+from reid_fast.train import main
+
+ARCHS["tiny"] = ResNetArch(BasicBlock, (1, 1, 1, 1), width=8)
+"""
 SLOW_DISK = """
 import os, time
-from reid_fast.train import main
 
 sync = os.fsync
 os.fsync = lambda file: (time.sleep(0.03), sync(file))
-main()
 """
 
 
@@ -134,8 +140,8 @@ def test_killed_at_a_random_step_and_resumed_a_run_ends_with_the_same_bits(peopl
     flags = [*RUN, "--data-dir", str(people), "--iters", "40", "--save-steps", "3", "--update", "hard"]
     flags += ["--resume", "--logs-dir"]
 
-    def start(folder: str, *more: str, program: Sequence[str] = ("-m", "reid_fast.train")) -> subprocess.Popen[bytes]:
-        command = [sys.executable, *program, *flags, str(tmp_path / folder), *more]
+    def start(folder: str, *more: str, before: str = "") -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", f"{before}{TINY_ARCH}main()", *flags, str(tmp_path / folder), *more]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
 
     assert start("whole").wait() == 0
@@ -145,7 +151,7 @@ def test_killed_at_a_random_step_and_resumed_a_run_ends_with_the_same_bits(peopl
     kills = 0
     for _ in range(2):
         # The images are the same, whatever makes them; a checkpoint is under way during most steps.
-        process = start("killed", "--cache", "0", program=("-c", SLOW_DISK))
+        process = start("killed", "--cache", "0", before=SLOW_DISK)
         checkpoint = tmp_path / "killed/last.pt"
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         while process.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before):
@@ -206,7 +212,7 @@ def test_training_as_a_call_is_training_by_command(people: Path, tmp_path: Path,
     from reid_fast import train as call
 
     assert call is reid_fast.train is sys.modules["reid_fast.train"]
-    shared = {**TINY, "method": "cc", "iters": 2, "epochs": 1, "amp": True, "data_dir": people}
+    shared = {**SMALL, "method": "cc", "iters": 2, "epochs": 1, "amp": True, "data_dir": people}
     folders = call(**shared, cam=False, logs_dir=tmp_path / "call"), tmp_path / "command"
     train([*argv(**shared, logs_dir=folders[1]), "--no-cam"])
     called, commanded = (json.loads((folder / "config.json").read_text())["config"] for folder in folders)
