@@ -41,14 +41,23 @@ def project(tmp_path_factory):
     return copy
 
 
-def run(*command, **options):
-    environment = os.environ | {"REID_FAST_CUDA": "0"}  # the C++ part alone, so that it is quick
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Run a command that builds: the C++ part alone and not optimised, so that it is quick."""
+    compiler = tmp_path_factory.mktemp("compiler") / "c++"
+    compiler.write_text('#!/bin/sh\nexec c++ "$@" -O0\n')
+    compiler.chmod(0o755)
+    environment = os.environ | {"REID_FAST_CUDA": "0", "CC": str(compiler), "CXX": str(compiler)}
+
+    def finished(*command, **options):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, **options)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return finished
 
 
 @pytest.fixture(scope="module")
-def wheel(project, tmp_path_factory):
+def wheel(run, project, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     options = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
     run(sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", folder, project)
@@ -57,7 +66,7 @@ def wheel(project, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sdist(project, tmp_path_factory):
+def sdist(run, project, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sdist")
     code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
     run(sys.executable, "-c", code, folder, cwd=project)
