@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from reid_fast.data.images.open import open_files
 from reid_fast.data.images.stream import ImageStream
 from reid_fast.data.sets import TrainingSet
 from reid_fast.device import to_device
+from reid_fast.errors import UserError
 from reid_fast.ranks import ALONE, Ranks, Split
 
 
@@ -166,8 +168,14 @@ def open_loader(
         size, norm, cache, cache_dir, ranks, device, threads, console: see `open_files`.
 
     Raises:
-        UserError: a file cannot be read or decoded; it is named.
+        UserError: a file cannot be read or decoded, and is named; or images are too small for the blur of a view.
     """
+    radius = max((math.ceil(3 * view.blur_sigma[1]) for view in views if view.blur), default=0)
+    if radius >= min(size):
+        raise UserError(
+            f"--height and --width must be more than {radius}, not {size[0]} and {size[1]}: the method blurs so many "
+            "pixels on each side"
+        )
     paths = images.images.paths
     whole, held = open_files(
         paths,

@@ -14,7 +14,7 @@ from torch import Tensor
 from reid_fast.data.images.augmentation import Augmentation, View
 from reid_fast.data.images.image_files import ImageFiles, batches
 from reid_fast.data.images.normalisation import IMAGENET, Normalisation
-from reid_fast.data.sets import read_image
+from reid_fast.data.sets import ends_early, read_image
 from reid_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class ImageStream(ImageFiles):
 
         indices, augmentations = next(self._requests)
         self._recent.append(indices)
-        inputs: Inputs = [[read_image(self.paths[i]) for i in indices]]
+        inputs: Inputs = [[_read(self.paths[i]) for i in indices]]
         for view, aug in zip(self._views, augmentations, strict=True):
             inputs += dali.parameters(view, aug)
         return inputs
@@ -107,7 +107,18 @@ class ImageStream(ImageFiles):
         for path in (self.paths[i] for indices in self._recent for i in indices):
             if not _decodes([path], 1):
                 raise UserError(f"{path} cannot be decoded: repair or remove it, or pass --skip-bad-images") from None
-        raise error
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"a batch could not be decoded ({reason}), though its images can now: start again, with --resume"
+        )
+
+
+def _read(path: Path) -> np.ndarray:
+    """`read_image` of an image that is whole, as far as its end tells."""
+    content = read_image(path)
+    if ends_early(content):
+        raise UserError(f"{path} cannot be decoded, it is cut short: repair or remove it, or pass --skip-bad-images")
+    return content
 
 
 def _number(device: torch.device) -> int | None:
@@ -138,7 +149,7 @@ def _decodes(paths: Sequence[Path], threads: int) -> bool:
     from reid_fast.data.images import dali
 
     try:
-        data = [read_image(path) for path in paths]
+        data = [_read(path) for path in paths]
     except UserError:
         return False
     try:

@@ -38,3 +38,27 @@ def upright(image: Image.Image) -> Image.Image:
     if turned.mode.startswith("I;16"):  # of 16 bits a pixel DALI takes the upper ones, Pillow would clip
         turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
     return turned.convert("RGB")
+
+
+_ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}  # of JPEG and PNG, by how they begin
+_TAIL = 64  # bytes in which the end is looked for; some writers fill up with zeros
+
+
+def ends_early(content: np.ndarray) -> bool:
+    """Whether a JPEG or PNG stops before its picture does, as a copy that was interrupted: DALI may crash on it.
+
+    Args:
+        content: [n] uint8, of a file.
+    """
+    begins, tail = content[:4].tobytes(), content[-_TAIL:].tobytes().rstrip(b"\0")
+    end = next((end for start, end in _ENDS.items() if begins.startswith(start)), b"")
+    if tail.endswith(end):
+        return False
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content.tobytes())) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return True
+    return False

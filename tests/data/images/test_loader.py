@@ -216,3 +216,9 @@ def test_nothing_is_said(target, cache, capsys):
     images = TrainingSet(target)
     list(opened(images, cache).batches(plan_over(images), LABELS, epoch=0))
     assert capsys.readouterr() == ("", "")
+
+
+def test_images_too_small_to_be_blurred_are_refused(target):
+    opened(TrainingSet(target), HELD, views=(View(blur=0.5, blur_sigma=(0.1, 3.3)),))  # a radius of 10 of 11 pixels
+    with pytest.raises(UserError, match="--height and --width must be more than 11, not 23 and 11"):
+        opened(TrainingSet(target), HELD, views=(View(blur=0.5, blur_sigma=(0.1, 3.5)),))

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from reid_fast.data.images import ImageStream, View, dali, undecodable
 from reid_fast.data.images.augmentation import Augmentation, draw
+from reid_fast.data.sets import ends_early
 from reid_fast.errors import UserError
 
 SIZE = (48, 24)
@@ -251,3 +252,33 @@ def test_cuda_without_a_number_is_the_current_device(jpegs, monkeypatch, device,
     monkeypatch.setattr(dali, "build", lambda *args, gpu, **options: built.append(gpu))
     ImageStream(jpegs, SIZE, device=device)
     assert built == [number]
+
+
+def test_a_failure_that_does_not_come_again_is_said(jpegs, monkeypatch):
+    stream = ImageStream(jpegs, SIZE, batch_size=3, device=torch.device("cpu"), threads=1)
+
+    def fails(_):
+        raise RuntimeError("Input/output error\nwith a stack trace")
+
+    monkeypatch.setattr(stream._pipeline, "run", fails)
+    with pytest.raises(UserError, match=r"could not be decoded \(Input/output error\), though its images can now"):
+        list(stream.plain(np.arange(len(jpegs)), 3))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_what_is_cut_short_is_seen_before_it_is_decoded(tmp_path, kind):
+    path, pixels = tmp_path / "0.jpg", next(iter(smooth_images(1, 60, 30)))
+    Image.fromarray(pixels).save(path, kind)
+    whole = path.read_bytes()
+
+    def decoded(content):
+        path.write_bytes(content)
+        stream = ImageStream([path], SIZE, batch_size=1, device=torch.device("cpu"), threads=1, norm=None)
+        return next(stream.plain(np.arange(1), 1))
+
+    image = decoded(whole)
+    assert torch.equal(decoded(whole + bytes(500)), image)  # as some cameras fill up their files
+    if kind != "WEBP":
+        assert torch.equal(decoded(whole + b"what a program has appended"), image)
+        for cut in (4, 300, len(whole) - 30):
+            assert ends_early(np.frombuffer(whole[:cut], np.uint8))
