@@ -40,10 +40,23 @@ int threads_to_use() {
   return count > 0 ? static_cast<int>(std::min(count, kMost)) : processors();
 }
 
-// Ctrl-C ends the stage: Python's handler raises, and the error surfaces once the threads have stopped.
+// Called with (parts done, parts in all) by whichever thread runs a stage; never freed, for Python ends before it.
+py::object& watcher() {
+  static auto* const held = new py::object(py::none());
+  return *held;
+}
+
+// Ctrl-C ends the stage: Python's handler raises, and the error surfaces once the threads have stopped. So does what
+// the watcher raises.
 Run run_of_caller() {
-  return {threads_to_use(), [] {
+  return {threads_to_use(), [](int64_t done, int64_t total) {
             py::gil_scoped_acquire gil;
+            try {
+              if (!watcher().is_none()) watcher()(done, total);
+            } catch (py::error_already_set& error) {
+              error.restore();
+              return true;
+            }
             return PyErr_CheckSignals() != 0;
           }};
 }
@@ -334,6 +347,9 @@ PYBIND11_MODULE(_C, module) {
 #else
   module.attr("cuda") = false;
 #endif
+  module.def(
+      "watch", [](py::object told) { watcher() = std::move(told); },
+      "Have a function told of every stage, a few times a second on its caller's thread: (parts done, parts in all).");
   module.def("similarity_kernels", &similarity_kernels, "Kernels of `knn` this processor can run, fastest first.");
   module.def("knn", &py_knn, py::arg("rows").noconvert(), py::arg("k"), py::arg("begin"), py::arg("end"),
              py::arg("kernel") = "auto");

@@ -123,7 +123,8 @@ struct Neighbours {
 // How a stage runs: results never depend on the number of threads.
 struct Run {
   int threads;
-  std::function<bool()> interrupted;  // asked on the calling thread a few times a second
+  // Told on the calling thread, a few times a second, how many parts of how many are done; true ends the stage.
+  std::function<bool(int64_t, int64_t)> watch;
 };
 
 struct Interrupted : std::runtime_error {

@@ -15,6 +15,7 @@ from torch import Tensor
 from reid_fast import run_folder
 from reid_fast.captured import CapturedStep, CudaGraphs
 from reid_fast.clock import Clock
+from reid_fast.clustering import reporting
 from reid_fast.data.images import NORMALISATIONS, Batch, ImageFiles, open_files
 from reid_fast.data.sets import ImageSet
 from reid_fast.errors import Stopped, UserError
@@ -68,11 +69,14 @@ def cluster_images(run: Run, clock: Clock) -> tuple[Tensor, np.ndarray]:
     with clock.stage("extract"):
         features = method.extract_features(extract_features)
     search, ranks = run.config.knn, run.ranks
-    neighbours = find_neighbours(features, method.neighbours, clock, search=search, say=run.console.say, ranks=ranks)
+    with run.console.progress("neighbours", "parts") as report, reporting(report):
+        neighbours = find_neighbours(
+            features, method.neighbours, clock, search=search, say=run.console.say, ranks=ranks
+        )
 
     def cluster() -> tuple[np.ndarray, float]:
         assert neighbours is not None  # the first rank has them
-        with clock.stage("jaccard"):
+        with clock.stage("jaccard"), run.console.progress("graph", "parts") as report, reporting(report):
             graph = method.build_graph(features, neighbours, epoch)
         with clock.stage("dbscan"):
             labels = method.assign_labels(graph, epoch)

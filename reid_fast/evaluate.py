@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reid_fast import run_folder
-from reid_fast.clustering import rerank
+from reid_fast.clustering import reporting, rerank
 from reid_fast.command_line import read
 from reid_fast.config import Config, Count, Positional, Short, Threads, check_ranges
 from reid_fast.console import Console
@@ -203,7 +203,8 @@ def score_reranked(query: Tensor, gallery: Tensor, ids: Ids, console: Console, *
         console: told what begins; shows the progress.
         ranks: share the work, but for the weights of `rerank`, which the first one makes.
     """
-    made = rerank(query, gallery, say=lambda stage: console.say(f"re-ranking: {stage}"), ranks=ranks)
+    with console.progress("preparing", "parts") as report, reporting(report):
+        made = rerank(query, gallery, say=lambda stage: console.say(f"re-ranking: {stage}"), ranks=ranks)
     with console.progress("re-ranking", "queries") as report:
         return score_queries(
             lambda rows: made.distances(rows).neg_(), *ids, device=gallery.device, progress=report, ranks=ranks

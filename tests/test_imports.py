@@ -38,7 +38,7 @@ BELOW = {  # what each room may import, beside itself and the leaves
     "export": {"evaluate", "command_line", "models"},
     "train": {"rehearsal", "epoch", "run", "evaluate", "command_line", "labels", "models"},
     "rehearsal": {"epoch", "run", "methods", "memories", "labels", "data"},
-    "epoch": {"run", "captured", "evaluate", "labels", "models", "data"},
+    "epoch": {"run", "captured", "evaluate", "labels", "models", "data", "clustering"},
     "run": {"captured", "gradients", "evaluate", "methods", "labels", "models", "data"},
     "captured": {"data"},
     "gradients": {"data"},

@@ -54,7 +54,7 @@ void parallel_blocks(int64_t n, int64_t block, const Run& run, MakeWorker make_w
     std::unique_lock<std::mutex> lock(mutex);
     while (!finished.wait_for(lock, std::chrono::milliseconds(100), [&] { return running == 0; })) {
       lock.unlock();
-      if (!interrupted && run.interrupted()) stop = interrupted = true;
+      if (!interrupted && run.watch(std::min<int64_t>(next, blocks), blocks)) stop = interrupted = true;
       lock.lock();
     }
   }

@@ -8,6 +8,7 @@ from reid_fast.clustering.dbscan import dbscan
 from reid_fast.clustering.jaccard import BELOW_ONE, jaccard_distance, jaccard_graph
 from reid_fast.clustering.knn import knn
 from reid_fast.clustering.knn_ivf import knn_ivf
+from reid_fast.clustering.progress import reporting
 from reid_fast.clustering.rerank import Reranking, rerank
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "jaccard_graph",
     "knn",
     "knn_ivf",
+    "reporting",
     "rerank",
     "similarity_graph",
 ]

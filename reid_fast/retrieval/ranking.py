@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid_fast.clustering import rerank
+from reid_fast.clustering import reporting, rerank
 from reid_fast.console import Console
 from reid_fast.data.sets import ImageSet, Paths
 from reid_fast.device import full_precision
@@ -101,7 +101,8 @@ def rank_again(
     """
     k, most = _needed(query, gallery, k, hidden)
     console = console or Console(quiet=True)
-    made = rerank(query, gallery, say=lambda stage: console.say(f"re-ranking: {stage}"))
+    with console.progress("preparing", "parts") as report, reporting(report):
+        made = rerank(query, gallery, say=lambda stage: console.say(f"re-ranking: {stage}"))
     with console.progress("re-ranking", "queries") as report:
         index = made.nearest(most, report)[0].cpu()
     similarity = torch.empty(index.shape)

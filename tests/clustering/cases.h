@@ -9,7 +9,7 @@
 
 namespace reid_fast {
 
-const Run kThree{3, [] { return false; }};
+const Run kThree{3, [](int64_t, int64_t) { return false; }};
 
 // Rows of which only `distinct` differ.
 inline std::vector<float> normalised_rows(int64_t n, int64_t width, int64_t distinct) {

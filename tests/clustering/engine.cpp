@@ -172,7 +172,7 @@ void run_all(int64_t n, int64_t width, int64_t distinct, int k, int k2) {
   const Ranking ranking{first.index.begin(), first.similarity.begin(), n, k};
   assert(fault_of(ranking, kThree).empty());
   const Csr graph = jaccard_graph(features, ranking, k2, kMaxDistance, kThree);
-  assert(equal(graph, jaccard_graph(features, ranking, k2, kMaxDistance, Run{1, kThree.interrupted})));
+  assert(equal(graph, jaccard_graph(features, ranking, k2, kMaxDistance, Run{1, kThree.watch})));
   const Permuted permuted(ranking);
   const PermutedRows weights =
       expansion_weights(features, permuted.ranking, set_size(half_of(k), k), nullptr, permuted.permutation, kThree);
@@ -189,7 +189,7 @@ void stop_when_asked() {
   const std::vector<float> rows = normalised_rows(20000, 64, 20000);
   bool stopped = false;
   try {
-    knn({rows.data(), 20000, 64}, 30, 0, 20000, "portable", Run{2, [] { return true; }});
+    knn({rows.data(), 20000, 64}, 30, 0, 20000, "portable", Run{2, [](int64_t, int64_t) { return true; }});
   } catch (const Interrupted&) {
     stopped = true;
   }

@@ -13,6 +13,7 @@ from inputs import planted
 
 import reid_fast
 from reid_fast import _C
+from reid_fast.clustering import reporting
 from reid_fast.clustering.knn import knn_ref
 
 SHAPES = [(1, 1), (2, 3), (47, 5), (48, 64), (49, 65), (131, 1), (145, 129), (700, 257)]
@@ -224,3 +225,22 @@ print(bool((reid_fast.knn(rows, 10)[0] == expected).all()))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout == "True\n", done.stderr
+
+
+def test_a_long_search_says_how_far_it_is_and_ends_by_what_that_raises(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    rows = torch.randn(20_000, 256)
+    told = []
+    with reporting(lambda *step: told.append(step)):
+        reid_fast.knn(rows, 20)
+    assert told
+    assert all(0 <= done <= total for done, total in told)
+    again = len(told)
+    reid_fast.knn(rows[:9_000], 20)
+    assert len(told) == again, "nothing is told outside"
+
+    def fails(done, total):
+        raise KeyError("the watcher's own")
+
+    with pytest.raises(KeyError, match="the watcher's own"), reporting(fails):
+        reid_fast.knn(rows, 20)
