@@ -12,11 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 _QUIET_SECONDS = 10.0  # between plain progress lines
 
 
-def printable(text: object) -> str:
-    """Text from outside in one line: what cannot be seen, turns text around or is not UTF-8 is named by its number."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
 class Console:
     """The terminal, or the file that stdout goes to."""
 

@@ -12,6 +12,11 @@ from typing import NoReturn
 CONTINUE = "a training run continues with the same command and --resume"
 
 
+def printable(text: object) -> str:
+    """Text from outside in one line: what cannot be seen, turns text around or is not UTF-8 is named by its number."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 class UserError(ValueError):
     """Bad input: its text is one sentence that names the thing and the way out."""
 
@@ -51,9 +56,7 @@ def exit_on_user_error(leave: Callable[[int, str], NoReturn] = leave) -> Iterato
     try:
         yield
     except UserError as error:
-        from reid_fast.console import printable  # a name from outside may hold a new line
-
-        code, sentence = 2, f"error: {printable(error)}"
+        code, sentence = 2, f"error: {printable(error)}"  # a name from outside may hold a new line
     except Stopped as stopped:
         code, sentence = stopped.code, str(stopped)
     except KeyboardInterrupt:

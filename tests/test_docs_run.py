@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from test_docs import PAGES, ROOT, code_blocks, commands, named
 
 from reid_fast.__main__ import main
+from reid_fast.commands import doctor
 from reid_fast.data import open as opening
 from reid_fast.data.synthetic import command as drawing
 from reid_fast.models.encoder import Encoder
@@ -64,6 +66,8 @@ def desk(people, tmp_path_factory):
         patch.chdir(folder)
         for module in (opening, drawing):
             patch.setattr(module, "synthetic_folder", lambda *place, **options: people)
+        for name in ("self_test", "parts"):  # the same in every command of the page
+            patch.setattr(doctor, name, cache(getattr(doctor, name)))
         for name in ("DATA", "synthetic-v1-seed0"):
             Path(name).symlink_to(people)
         Path("crops").symlink_to(people / "query")

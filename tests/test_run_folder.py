@@ -176,7 +176,7 @@ def test_ctrl_c_while_a_checkpoint_is_written(capsys, people: Path, tmp_path: Pa
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_batch_saved(capsys, people: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    flags = [*RUN, "--data-dir", people, "--logs-dir", folder, "--lr", "1e30", "--save-steps", "1"]
+    flags = [*RUN, "--data-dir", people, "--logs-dir", folder, "--lr", "1e6", "--save-steps", "1"]
     text = refused(capsys, train, *flags)
     assert "nonfinite.json" in text
     saved = json.loads((folder / "nonfinite.json").read_text())

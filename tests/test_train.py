@@ -80,7 +80,7 @@ def test_a_run_leaves_what_the_run_folder_promises(people: Path, tmp_path: Path,
     assert scores["reranked"]["queries"] == scores["queries"]
     assert scores["reranked"]["mAP"] != scores["mAP"]
     shown = capsys.readouterr().out
-    assert "re-ranking: neighbours of" in shown
+    assert "re-ranking: neighbours and largest distances of" in shown
     assert "market1501, re-ranked" in shown
 
     after = ["--logs-dir", str(tmp_path / "after"), "--weights", str(folder), "--epochs", "1"]

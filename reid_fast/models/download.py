@@ -15,8 +15,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from reid_fast.console import Console, printable
-from reid_fast.errors import UserError
+from reid_fast.console import Console
+from reid_fast.errors import UserError, printable
 
 _PATIENCE = 30.0  # seconds without a byte
 _TRIES = 5  # requests for one file, as long as each brings more of it

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reid_fast.console import printable
-from reid_fast.errors import UserError
+from reid_fast.errors import UserError, printable
 from reid_fast.metrics_log import MetricsLog
 
 

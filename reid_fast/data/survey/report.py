@@ -8,9 +8,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from reid_fast.console import printable
 from reid_fast.data.sets import Paths
 from reid_fast.data.survey.facts import Duplicate, Fault, SplitFacts, Spread, Survey
+from reid_fast.errors import printable
 
 
 def findings(found: Survey) -> Table:
