@@ -34,7 +34,9 @@ class Reranking:
             weights: [Q + G, Q + G] float32, W of the queries and then of the gallery.
             share: λ, of the original distance.
         """
-        self._query, self._gallery, self._smallest, self._share = query, gallery, smallest, share
+        self._query, self._gallery, self._share = query, gallery, share
+        largest = 1 - smallest[:, None]
+        self._scale = share**0.5 / torch.where(largest > _EQUAL, largest, torch.inf)
         self._rows = _arrays(weights[: len(query)])
         self._columns = _arrays(weights[len(query) :].tocsc())
 
@@ -47,10 +49,10 @@ class Reranking:
         begin, end, _ = rows.indices(len(self))
         end = max(begin, end)
         jaccard = torch.from_numpy(_C.jaccard_rows(*self._rows, *self._columns, begin, end, len(self._gallery)))
-        with full_precision(self._query.device):
-            cosine = self._query[begin:end] @ self._gallery.T
-        original = _squared_again(cosine, self._smallest[begin:end, None])
-        return torch.lerp(jaccard.to(original.device), original, self._share)
+        scale = self._scale[begin:end]
+        with full_precision(scale.device):  # √λ·(cos - 1) / largest, in one pass over the products
+            root = torch.addmm(-scale, scale * self._query[begin:end], self._gallery.T)
+        return jaccard.to(root.device).mul_(1 - self._share).addcmul_(root, root)
 
     def nearest(self, k: int, progress: Callable[[int, int], None] | None = None) -> tuple[Tensor, Tensor]:
         """The first k of each query's ranking.
@@ -164,9 +166,3 @@ def _neighbours_and_smallest(rows: Tensor, k: int, ranks: Ranks) -> tuple[Tensor
         ranks.complete(similarity, shares)
     ranks.complete(smallest, shares)
     return index, similarity, smallest
-
-
-def _squared_again(cosine: Tensor, smallest: Tensor) -> Tensor:
-    """d of cosines [b, G], written over them, beside each row's smallest [b, 1]."""
-    largest = 1 - smallest
-    return cosine.neg_().add_(1).div_(torch.where(largest > _EQUAL, largest, torch.inf)).square_()
