@@ -16,9 +16,6 @@ SYSTEMS = [*method_names(), "cc with a source", "spcl with a source", "cc with a
 SPANNING = {"cap in one group": 0, "cc with a source in one group": 0, "cc in groups of twelve": 12}
 # Whose images skip branches, in each half of a batch; with a teacher, whose images skip none.
 TRANSFORMERS = ["cc with a source by a transformer", "ice by a transformer"]
-# Three ranks hold whole groups and two parts of one, which is the networks' matter and not the methods'.
-BY_TWO = ["cc", "cap", "ice", "spcl with a source", *SPANNING, *TRANSFORMERS]
-SIZES = [*((system, 2) for system in BY_TWO), *((system, 3) for system in (*SYSTEMS, *SPANNING, *TRANSFORMERS))]
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +43,15 @@ def settings(people, others, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(settings, tmp_path_factory):
-    """What one and three ranks saw of every system, and two of some: [system][ranks][rank]."""
+    """What one, two and three ranks saw of every system: [system][ranks][rank]."""
     folder = tmp_path_factory.mktemp("ranks")
     found = {system: {} for system in (*SYSTEMS, *SPANNING, *TRANSFORMERS)}
-    configs = {system: settings(system, iters=5) for system in found}
+    configs = {system: settings(system) for system in found}
     for size in (1, 2, 3):
         logs = folder / str(size)
         jobs = [
             (f"{system} by {size}", replace(config, logs_dir=logs / system), None, None)
             for system, config in configs.items()
-            if size != 2 or system in BY_TWO
         ]
         for name, seen in train_together(size, folder, jobs).items():
             found[name.rpartition(" by ")[0]][size] = seen
@@ -66,15 +62,17 @@ def update(seen):
     return torch.cat([(seen["end"][f"{name}"] - value).flatten() for name, value in seen["start"].items()]).double()
 
 
-@pytest.mark.parametrize(("system", "size"), SIZES)
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("system", [*SYSTEMS, *SPANNING, *TRANSFORMERS])
 def test_losses_and_updates_are_those_of_one_process(runs, system, size):
     (alone,), together = runs[system][1], runs[system][size]
-    assert len(alone["losses"]) == 5
+    assert len(alone["losses"]) == 10
     torch.testing.assert_close(together[0]["losses"], alone["losses"], rtol=1e-5, atol=0)
     assert torch.cosine_similarity(update(alone), update(together[0]), dim=0) > 0.9999
 
 
-@pytest.mark.parametrize(("system", "size"), SIZES)
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("system", [*SYSTEMS, *SPANNING, *TRANSFORMERS])
 def test_all_ranks_hold_the_same_bits(runs, system, size):
     first, *others = runs[system][size]
     for other in others:
