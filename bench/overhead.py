@@ -20,7 +20,7 @@ RESNET50 = ("--arch", "resnet50", "--height", "256", "--width", "128", "--batch-
 COMMON = ("--weights", "none", "--num-instances", "4", "--threads", "0", "--pooling-type", "avg")
 AMP, GEM = ("--amp",), ("--amp", "--pooling-type", "gem")
 # By flags: the steps of an epoch, and how many epochs.
-CASES = {RESNET18: (3, 3), RESNET18 + AMP: (4, 5), RESNET18 + GEM: (4, 5), RESNET50: (1, 3), RESNET50 + AMP: (2, 3)}
+CASES = {RESNET18: (3, 7), RESNET18 + AMP: (4, 7), RESNET18 + GEM: (4, 7), RESNET50: (3, 7), RESNET50 + AMP: (3, 7)}
 
 
 def overhead(smoke: bool, folders: Sequence[Path]) -> list[Row]:
