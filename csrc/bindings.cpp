@@ -268,11 +268,8 @@ py::array_t<int64_t> py_dbscan(const CArray<Offset>& start, const CArray<Index>&
   for (int64_t e = 0; e < index.size(); ++e) sound &= elements(index)[e] >= 0 && elements(index)[e] < n;
   require(sound, "graph: an index names a row that does not exist");
   Array<int64_t> labels(n);
-  {
-    py::gil_scoped_release released;
-    dbscan(Graph<Offset, Index, Value>{offset, elements(index), elements(value), n}, static_cast<Value>(eps),
-           min_samples, labels.begin());
-  }
+  const Graph<Offset, Index, Value> graph{offset, elements(index), elements(value), n};
+  without_gil([&](const Run& run) { dbscan(graph, static_cast<Value>(eps), min_samples, labels.begin(), run); });
   return to_numpy(std::move(labels), {n});
 }
 

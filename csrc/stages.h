@@ -226,6 +226,6 @@ struct Graph {
 // labels [N]: clusters numbered by their lowest core point, a border point in the first cluster that reaches it, the
 // rest -1.
 template <class Offset, class Index, class Value>
-void dbscan(const Graph<Offset, Index, Value>& graph, Value eps, int64_t min_samples, int64_t* labels);
+void dbscan(const Graph<Offset, Index, Value>& graph, Value eps, int64_t min_samples, int64_t* labels, const Run& run);
 
 }  // namespace reid_fast

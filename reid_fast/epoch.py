@@ -78,7 +78,7 @@ def cluster_images(run: Run, clock: Clock) -> tuple[Tensor, np.ndarray]:
         assert neighbours is not None  # the first rank has them
         with clock.stage("jaccard"), run.console.progress("graph", "parts") as report, reporting(report):
             graph = method.build_graph(features, neighbours, epoch)
-        with clock.stage("dbscan"):
+        with clock.stage("dbscan"), run.console.progress("labels", "parts") as report, reporting(report):
             labels = method.assign_labels(graph, epoch)
         with clock.stage("silhouette"):
             return labels, silhouette(features, labels)

@@ -1,5 +1,6 @@
 // DBSCAN on a stored distance graph by union-find (Ester et al., KDD 1996).
 #include <algorithm>
+#include <chrono>
 
 #include "stages.h"
 
@@ -31,14 +32,39 @@ class Components {
   Array<Index> parent_;
 };
 
+// Has the watcher told of a loop of this thread: when it starts and a few times a second.
+class Pace {
+ public:
+  Pace(int64_t total, const Run& run) : total_(total), run_(run) {}
+
+  void at(int64_t done) {
+    constexpr int64_t kLook = 1 << 20;  // between looks at the clock
+    if (done < look_) return;
+    look_ = done + kLook;
+    const auto now = std::chrono::steady_clock::now();
+    if (now - told_ < std::chrono::milliseconds(100)) return;
+    told_ = now;
+    if (run_.watch(done, total_)) throw Interrupted();
+  }
+
+ private:
+  int64_t total_;
+  const Run& run_;
+  int64_t look_ = 0;
+  std::chrono::steady_clock::time_point told_{};
+};
+
 }  // namespace
 
 template <class Offset, class Index, class Value>
-void dbscan(const Graph<Offset, Index, Value>& graph, Value eps, int64_t min_samples, int64_t* labels) {
+void dbscan(const Graph<Offset, Index, Value>& graph, Value eps, int64_t min_samples, int64_t* labels, const Run& run) {
+  const int64_t entries = graph.start[graph.n];
+  Pace pace(2 * entries, run);
   // Of each pair of core points the higher joins them: by then both are known for what they are.
   Array<char> core(graph.n);
   Components<Index> clusters(graph.n);
   for (int64_t i = 0; i < graph.n; ++i) {
+    pace.at(graph.start[i]);
     int64_t neighbours = 0;
     for (Offset e = graph.start[i]; e < graph.start[i + 1]; ++e) neighbours += graph.value[e] <= eps;
     core[i] = neighbours >= min_samples;
@@ -59,6 +85,7 @@ void dbscan(const Graph<Offset, Index, Value>& graph, Value eps, int64_t min_sam
 
   // Clusters grow one after another, so the first to reach a border point has the lowest number.
   for (int64_t i = 0; i < graph.n; ++i) {
+    pace.at(entries + graph.start[i]);
     if (core[i]) continue;
     for (Offset e = graph.start[i]; e < graph.start[i + 1]; ++e) {
       const int64_t j = graph.index[e];
@@ -67,10 +94,10 @@ void dbscan(const Graph<Offset, Index, Value>& graph, Value eps, int64_t min_sam
   }
 }
 
-template void dbscan(const Graph<int64_t, int32_t, float>&, float, int64_t, int64_t*);
-template void dbscan(const Graph<int32_t, int32_t, float>&, float, int64_t, int64_t*);
-template void dbscan(const Graph<int32_t, int32_t, double>&, double, int64_t, int64_t*);
-template void dbscan(const Graph<int64_t, int64_t, float>&, float, int64_t, int64_t*);
-template void dbscan(const Graph<int64_t, int64_t, double>&, double, int64_t, int64_t*);
+template void dbscan(const Graph<int64_t, int32_t, float>&, float, int64_t, int64_t*, const Run&);
+template void dbscan(const Graph<int32_t, int32_t, float>&, float, int64_t, int64_t*, const Run&);
+template void dbscan(const Graph<int32_t, int32_t, double>&, double, int64_t, int64_t*, const Run&);
+template void dbscan(const Graph<int64_t, int64_t, float>&, float, int64_t, int64_t*, const Run&);
+template void dbscan(const Graph<int64_t, int64_t, double>&, double, int64_t, int64_t*, const Run&);
 
 }  // namespace reid_fast

@@ -8,6 +8,7 @@ from scipy import sparse
 
 import reid_fast
 from reid_fast import _C
+from reid_fast.clustering import reporting
 from reid_fast.clustering.dbscan import dbscan_ref
 
 
@@ -79,3 +80,19 @@ def test_an_unsound_graph_is_refused(start, index, text):
     data = np.zeros(len(index) - (text == "one length"), np.float32)
     with pytest.raises(ValueError, match=text):
         _C.dbscan(np.array(start, np.int32), np.array(index, np.int32), data, 0.5, 4)
+
+
+def test_it_says_how_far_it_is_and_ends_by_what_that_raises():
+    n = 1_500
+    graph = sparse.csr_matrix(np.zeros((n, n), np.float32) + 0.5)
+    told = []
+    with reporting(lambda *step: told.append(step)):
+        assert not reid_fast.dbscan(graph).any()
+    assert told[0] == (0, 2 * n * n)
+    assert told == sorted(told)
+
+    def fails(done, total):
+        raise KeyError("the watcher's own")
+
+    with pytest.raises(KeyError, match="the watcher's own"), reporting(fails):
+        reid_fast.dbscan(graph)
