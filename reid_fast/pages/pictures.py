@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Picture: TypeAlias = "Image.Image | npt.NDArray[np.uint8]"
 
-
-def thumbnail(image: Picture, height: int) -> str:
+def thumbnail(image: Image.Image, height: int) -> str:
     """An image as the value of `src`: a JPEG in a data URI, which holds nothing but pixels.
 
     Args:
-        image: of Pillow's, or [H, W, 3] uint8.
+        image: of any mode.
         height: of the thumbnail, in pixels; a smaller image stays as it is, and the aspect ratio is kept.
     """
     from PIL import Image
 
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    picture = picture.convert("RGB")
+    picture = image.convert("RGB")
     if picture.height > height:
         width = max(1, round(picture.width * height / picture.height))
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
