@@ -68,7 +68,11 @@ class MetricsLog:
 
     def __exit__(self, error: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         for sink in self._sinks:
-            sink.close(failed=error is not None)
+            try:
+                sink.close(failed=error is not None)
+            except OSError as fault:
+                if error is None:  # else that is told
+                    raise not_written(self._path.parent, fault) from None
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows so far; a last line cut short by a kill is left out.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,10 +14,11 @@ from typing import Any, Protocol
 from reid_fast import run_folder
 from reid_fast.config import Config, to_json
 from reid_fast.errors import UserError
+from reid_fast.whole_file import not_written
 
 
 class Sink(Protocol):
-    """Takes a row an epoch."""
+    """Takes a row an epoch; what cannot be written is an OSError."""
 
     def add(self, epoch: int, values: Mapping[str, float]) -> None: ...
 
@@ -25,35 +29,56 @@ def open_sinks(config: Config, folder: Path) -> list[Sink]:
     """Those that a run's settings ask for.
 
     Raises:
-        UserError: a package is missing, or Weights & Biases takes no run.
+        UserError: a package is missing, the folder cannot be written, or Weights & Biases takes no run.
     """
     sinks: list[Sink] = []
-    if config.tensorboard:
-        sinks.append(TensorBoard(folder))
-    if config.wandb is not None:
-        sinks.append(WeightsAndBiases(folder, config.wandb, to_json(config)))
+    try:
+        if config.tensorboard:
+            sinks.append(TensorBoard(folder))
+        if config.wandb is not None:
+            sinks.append(WeightsAndBiases(folder, config.wandb, to_json(config)))
+    except OSError as error:
+        raise not_written(folder, error) from None
     return sinks
 
 
 class TensorBoard:
-    """Events in the run folder."""
+    """Events in the run folder.
+
+    TensorBoard's own `SummaryWriter` writes from a thread of its own, in which a full disk ends without a word.
+    """
 
     def __init__(self, folder: Path) -> None:
+        """
+        Args:
+            folder: of the run.
+
+        Raises:
+            UserError: the package is missing.
+            OSError: the folder takes no file.
+        """
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from tensorboard.compat.proto.event_pb2 import Event
+            from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError:
             raise UserError("--tensorboard needs the extra: pip install 'reid-fast[tensorboard]'") from None
-        self._writer: Any = SummaryWriter(str(folder))
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._event: Any = Event
+        self._records: Any = RecordWriter((folder / name).open("ab"))
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def add(self, epoch: int, values: Mapping[str, float]) -> None:
         """Write an epoch's numbers."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, epoch)
-        self._writer.flush()
+        content = [{"tag": name, "simple_value": value} for name, value in values.items()]
+        self._write(self._event(wall_time=time.time(), step=epoch, summary={"value": content}))
 
     def close(self, *, failed: bool) -> None:
         """End the file."""
-        self._writer.close()
+        self._records.close()
+
+    def _write(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
+        self._records.flush()
 
 
 class WeightsAndBiases:

@@ -154,7 +154,6 @@ OPTIONAL = (
     "onnxruntime",
     "wandb",
     "tensorboard",
-    "torch.utils.tensorboard",
     "PIL",
 )
 WITHOUT = """

@@ -1,9 +1,11 @@
-"""Weights & Biases by a stand-in: what it is given, what a resumed run goes on under, how it is closed."""
+"""Weights & Biases by a stand-in, TensorBoard by its own reader; a disk that takes no more."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from errno import ENOSPC
 from pathlib import Path
 from types import ModuleType
 
@@ -11,8 +13,10 @@ import pytest
 from inputs import TINY, argv, refused, rows_of
 
 from reid_fast.command_line import parse
+from reid_fast.errors import UserError
 from reid_fast.methods.cc import ClusterContrast
-from reid_fast.sinks import open_sinks
+from reid_fast.metrics_log import MetricsLog
+from reid_fast.sinks import TensorBoard, open_sinks
 from reid_fast.train import main as train
 
 RUN = argv(**TINY, method="cc", iters=2, epochs=2, eval_step=1, threads=1)
@@ -92,3 +96,36 @@ def test_bad_luck_is_one_sentence(people: Path, tmp_path: Path, runs, monkeypatc
 def test_nothing_is_opened_that_nobody_asked_for(tmp_path: Path, runs) -> None:
     assert open_sinks(parse([])[0], tmp_path) == []
     assert not runs
+
+
+def test_tensorboard_reads_what_is_written(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for epochs in ((0, 1), (2, 3)):  # a resumed run goes on in another file
+        sink = TensorBoard(tmp_path)
+        for epoch in epochs:
+            sink.add(epoch, {"loss": 8.0 - epoch, "seconds/train": 0.5})
+        sink.close(failed=False)
+        next(tmp_path.iterdir()).rename(tmp_path / f"events.out.tfevents.{epochs[0]}")
+    read = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in read.Scalars("loss")] == [(0, 8), (1, 7), (2, 6), (3, 5)]
+    assert read.Tags()["scalars"] == ["loss", "seconds/train"]
+
+
+class Full:
+    """A sink on a full disk."""
+
+    def add(self, epoch, values):
+        raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+    def close(self, *, failed):
+        self.add(0, {})
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    """Also where the sink cannot be closed behind it; the row is in metrics.jsonl."""
+    with pytest.raises(UserError, match="No space left on device"), MetricsLog(tmp_path, sinks=[Full()]) as log:
+        log.add({"epoch": 0, "seconds": {}})
+    assert [row["epoch"] for row in rows_of(tmp_path)] == [0]
+    with pytest.raises(UserError, match="free some space"), MetricsLog(tmp_path, sinks=[Full()]):
+        pass

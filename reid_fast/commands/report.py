@@ -11,6 +11,7 @@ from reid_fast import run_folder
 from reid_fast.command_line import read
 from reid_fast.config import Positional, Short, Threads, check_ranges
 from reid_fast.console import Console
+from reid_fast.data.sets import encoded
 from reid_fast.drawing import png
 from reid_fast.errors import UserError, exit_on_user_error
 from reid_fast.report import Chart, RunRecord, Seen, curves, look, read_runs, report_page, stage_times
@@ -95,5 +96,5 @@ def _draw(runs: Sequence[RunRecord], folder: Path) -> None:
 
 
 def _write_png(chart: Chart, folder: Path) -> None:
-    image = png(chart.figure)
-    write_whole(folder / f"{chart.name}.png", lambda file: image.save(file, "PNG"))
+    content = encoded(png(chart.figure), "PNG")
+    write_whole(folder / f"{chart.name}.png", lambda file: file.write(content))

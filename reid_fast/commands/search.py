@@ -14,7 +14,7 @@ from reid_fast.command_line import read
 from reid_fast.config import Count, InferenceSettings, Positional, Short, check_ranges
 from reid_fast.console import Console
 from reid_fast.data.open import open_images, open_set
-from reid_fast.data.sets import SIZES, ImageSet, Paths, identified
+from reid_fast.data.sets import SIZES, ImageSet, Paths, encoded, identified
 from reid_fast.device import pick_threads, threads
 from reid_fast.errors import UserError, exit_on_user_error
 from reid_fast.pages import visible
@@ -172,8 +172,8 @@ def _write(config: SearchConfig, lists: ShownLists, console: Console) -> None:
         content = ranked_page(lists, title, config.show).encode()
         write_whole(config.html, lambda file: file.write(content))
     if config.png is not None:
-        picture = ranked_picture(lists, config.show)
-        write_whole(config.png, lambda file: picture.save(file, "PNG", optimize=True))
+        picture = encoded(ranked_picture(lists, config.show), "PNG", optimize=True)
+        write_whole(config.png, lambda file: file.write(picture))
     if config.json is not None:
         write_json(config.json, {"encoder": str(config.encoder), "k": config.k, **lists.to_json()})
     written = [str(path) for path in (config.html, config.png, config.json) if path is not None]

@@ -3,10 +3,11 @@
 import os
 import random
 import time
+from functools import cache
 
 import pytest
 from attack.attacked import Server
-from attack.whole_runs import Undisturbed, training
+from attack.whole_runs import KINDS, Undisturbed, settings_of, training
 from hypothesis import HealthCheck, given, settings
 
 
@@ -48,10 +49,21 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def undisturbed(server, market_folder, tmp_path_factory):
+def ran_undisturbed(server, market_folder, tmp_path_factory):
+    """The shortest run of a kind."""
+
+    def run_of(kind):
+        folder = tmp_path_factory.mktemp("undisturbed")
+        run, cached = folder / "run", folder / "cache"
+        flags = training(market_folder, run, **settings_of(kind, cached))
+        ended = server.run(flags, run, cached, XDG_CACHE_HOME=str(cached))
+        ended.assert_said(0)
+        return Undisturbed(run, ended)
+
+    return cache(run_of)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(ran_undisturbed):
     """The shortest run."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    run, cache = folder / "run", folder / "cache"
-    ended = server.run(training(market_folder, run), run, cache, XDG_CACHE_HOME=str(cache))
-    ended.assert_said(0)
-    return Undisturbed(run, ended)
+    return ran_undisturbed(KINDS[0])

@@ -28,7 +28,17 @@ from reid_fast.data.synthetic import synthetic_folder
 from reid_fast.models.archs import ARCHS
 from reid_fast.models.archs.resnet import BasicBlock, ResNetArch
 
-LATE = ("nvidia.dali", "scipy.sparse.csgraph", "sklearn.cluster", "sklearn.metrics", "faiss", "torch._inductor", "onnx")
+LATE = (
+    "nvidia.dali",
+    "scipy.sparse.csgraph",
+    "sklearn.cluster",
+    "sklearn.metrics",
+    "faiss",
+    "torch._inductor",
+    "onnx",
+    "onnxscript",
+    "tensorboard",
+)
 SKIPPED = "reid_fast.kernels", "reid_fast._C"  # what needs a GPU
 
 ARCHS["tiny"] = ResNetArch(BasicBlock, (1, 1, 1, 1), width=8)

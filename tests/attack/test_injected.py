@@ -8,8 +8,9 @@ import shutil
 import signal
 from pathlib import Path
 
+import pytest
 from attack.attacked import Ended, Fault, faults
-from attack.whole_runs import assert_readable, left_by, training
+from attack.whole_runs import KINDS, assert_readable, left_by, settings_of, training
 
 SAMPLE = 3
 
@@ -38,11 +39,13 @@ def test_a_file_gets_its_name_when_it_is_on_the_disk_and_then_its_folder_is_sync
     assert not renamed
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_whatever_fails_a_resumed_run_ends_with_the_same_bits(
-    server, undisturbed, market_folder, tmp_path, cases, chance
+    server, ran_undisturbed, market_folder, tmp_path, cases, chance, kind
 ) -> None:
     run, cache = tmp_path / "run", tmp_path / "cache"
-    flags, variables = training(market_folder, run), {"XDG_CACHE_HOME": str(cache)}
+    flags, variables = training(market_folder, run, **settings_of(kind, cache)), {"XDG_CACHE_HOME": str(cache)}
+    undisturbed = ran_undisturbed(kind)
     whole = left_by(undisturbed.run)
 
     def disturbed(fault: Fault) -> Ended:

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from attack.attacked import faults
+from attack.attacked import Fault, faults
 
 FLAGS = ["--device", "cpu"]
 COMMANDS = {
@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "evaluate RUN -d market1501 --data-dir DATA --output OUT/x.json",
     "report": "report RUN -o OUT/x.html --png OUT/charts --data-dir DATA",
     "export": "export RUN --to safetensors -o OUT/x.safetensors",
+    "export to onnx": "export RUN --to onnx -o OUT/x.onnx",
     "data synthetic": "data synthetic --root OUT --sheet OUT/sheet.png",
 }
 
@@ -29,25 +30,31 @@ def written(folder: Path) -> dict[str, bytes]:
     return {name: content for name, content in found.items() if not any(p[0] == "." for p in name.split("/"))}
 
 
+def command(name: str, undisturbed, data: Path, out: Path) -> list[str]:
+    """The command line of this name."""
+    text = COMMANDS[name]
+    for word, place in {"RUN": undisturbed.run, "DATA": data, "OUT": out}.items():
+        text = text.replace(word, str(place))
+    return text.split() + (FLAGS if not name.startswith(("export", "data")) else [])
+
+
+def afresh(*folders: Path) -> None:
+    """Empty folders."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+
+
 @pytest.mark.parametrize("way", ["at a call", "at a time"])
 def test_outputs_are_whole_or_not_there(server, undisturbed, market_folder, tmp_path, cases, chance, way) -> None:
     out, cache = tmp_path / "out", tmp_path / "cache"
-    places = {"RUN": undisturbed.run, "DATA": market_folder, "OUT": out}
     for name in list(COMMANDS) if cases else [chance.choice(list(COMMANDS))]:
-        text = COMMANDS[name]
-        for word, place in places.items():
-            text = text.replace(word, str(place))
-        flags = text.split() + (FLAGS if name not in ("export", "data synthetic") else [])
+        flags = command(name, undisturbed, market_folder, out)
 
         def run(**disturbed: object):
             return server.run(flags, out, cache, XDG_CACHE_HOME=str(cache), **disturbed)  # noqa: B023
 
-        def afresh() -> None:
-            for folder in (out, cache):
-                shutil.rmtree(folder, ignore_errors=True)
-            out.mkdir()
-
-        afresh()
+        afresh(out, cache)
         whole = run()
         whole.assert_said(0)
         expected = written(out)
@@ -55,7 +62,7 @@ def test_outputs_are_whole_or_not_there(server, undisturbed, market_folder, tmp_
         drawn = faults(whole.calls, chance, count)
         times = [chance.uniform(0, whole.seconds) for _ in range(count)]
         for disturbed in [{"fault": fault} for fault in drawn] if way == "at a call" else [{"after": t} for t in times]:
-            afresh()
+            afresh(out, cache)
             ended = run(**disturbed)
             print(name, disturbed, ended.code, ended.err, flush=True)
             assert ended.code in (0, 2, -signal.SIGKILL), ended
@@ -64,3 +71,19 @@ def test_outputs_are_whole_or_not_there(server, undisturbed, market_folder, tmp_
             run().assert_said(0)
             assert written(out) == expected
             assert not list(out.rglob(".*")), name
+
+
+def test_a_picture_is_whole_where_the_disk_takes_its_first_half_alone(
+    server, undisturbed, market_folder, tmp_path
+) -> None:
+    """The rest has to be written by another call, which Pillow does not make."""
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    flags = command("data synthetic", undisturbed, market_folder, out)
+    afresh(out, cache)
+    calls = server.run(flags, out, cache).calls
+    expected = written(out)
+    for end in (".jpg", ".sheet.png.part"):
+        afresh(out, cache)
+        first = next(n for n, call in enumerate(calls, 1) if call.startswith("write") and call.endswith(end))
+        server.run(flags, out, cache, fault=Fault("short", first)).assert_said(0)
+        assert written(out) == expected

@@ -26,6 +26,9 @@ SHORTEST = TINY | {
 }
 
 
+KINDS = "plain", "with a file of decoded images and TensorBoard"
+
+
 @dataclass(frozen=True)
 class Undisturbed:
     """A run that nothing has disturbed: its folder, and how it ended."""
@@ -39,16 +42,23 @@ def training(data: Path, run: Path, **more: object) -> list[str]:
     return ["train", *argv(**SHORTEST | {"data_dir": data, "logs_dir": run} | more)]
 
 
+def settings_of(kind: str, cache: Path) -> dict[str, object]:
+    """What a kind of run has beside the settings of the shortest one; its cache lies here."""
+    return {} if kind == "plain" else {"cache": 0, "cache_dir": cache / "decoded", "tensorboard": True}
+
+
 def left_by(run: Path) -> dict[str, object]:
-    """What a whole run has left: hashes of tensors, numbers, and the names of all its files.
+    """What a whole run has left: hashes of tensors, numbers, and the names of all its files but TensorBoard's.
 
     Raises what reading raises, where a file is not whole.
     """
     state = torch.load(run / "last.pt", weights_only=True)
-    state["config"].pop("logs_dir")
+    for name in ("logs_dir", "cache_dir"):
+        state["config"].pop(name)
     state["at"].pop("seconds")
     rows = [{name: value for name, value in row.items() if name not in MEASURED} for row in rows_of(run)]
-    files = {file.relative_to(run).as_posix() for file in run.rglob("*") if file.is_file()}
+    kept = [file for file in run.rglob("*") if file.is_file() and "tfevents" not in file.name]
+    files = {file.relative_to(run).as_posix() for file in kept}
     content = {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in files if "model." in name}
     return {"state": hashed(state), "rows": rows, "files": files, **content}
 

@@ -9,7 +9,7 @@ from reid_fast.data.sets.load import load_set, market_style, recognise
 from reid_fast.data.sets.manifest import Manifest, Stamps
 from reid_fast.data.sets.paths import Paths
 from reid_fast.data.sets.pattern import identified
-from reid_fast.data.sets.pictures import ends_early, picture, upright
+from reid_fast.data.sets.pictures import encoded, ends_early, picture, upright
 from reid_fast.data.sets.places import as_path, is_readable, place_of, read_image
 from reid_fast.data.sets.records import ImageSet, ReidSet, TrainingSet, Unparsed
 
@@ -27,6 +27,7 @@ __all__ = [
     "check_images",
     "count_rows",
     "counts_table",
+    "encoded",
     "ends_early",
     "equal_files",
     "identified",

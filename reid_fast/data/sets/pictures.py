@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,6 +38,21 @@ def upright(image: Image.Image) -> Image.Image:
     if turned.mode.startswith("I;16"):  # of 16 bits a pixel DALI takes the upper ones, Pillow would clip
         turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
     return turned.convert("RGB")
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The content of an image file.
+
+    Pillow writes into the descriptor of a file that it is given, and does not notice where a disk takes a part alone.
+
+    Args:
+        image: of Pillow's.
+        kind: of file, as Pillow calls it: "PNG".
+        options: of Pillow's `save`.
+    """
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return content.getvalue()
 
 
 _ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}  # of JPEG and PNG, by how they begin

@@ -14,10 +14,10 @@ import ctypes
 import gc
 import os
 import re
+import secrets
 import shutil
 import signal
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from reid_fast.data.cache import cache_folder
+from reid_fast.data.sets import encoded, picture
 from reid_fast.data.synthetic.cameras import CAMERAS, FRAME, HEIGHT, WIDTH, background, expose, facing, occlude
 from reid_fast.data.synthetic.people import Person, draw_lots, paint, strike_pose
 from reid_fast.errors import UserError
@@ -40,7 +41,6 @@ VERSION = 1  # part of the folder's name: raise it whenever any image changes
 TRAIN_IDS, TEST_IDS = 120, 60
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 
-LOCK = "lock"  # held by the process that draws in a scratch folder
 IDENTITY, SIGHTINGS, SHOT, DISTRACTOR = range(4)  # what a random generator is for
 
 
@@ -68,13 +68,13 @@ def synthetic_folder(
     """
     root = cache_folder() if root is None else Path(root)
     folder = _place(root, seed, train_ids, test_ids)
+    sweep(root)
     if folder.is_dir():
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=root) as scratch, own(Path(scratch) / LOCK):
-            sweep(root)
-            unfinished = Path(scratch) / folder.name
+        with scratch_folder(root, folder.name) as scratch:
+            unfinished = scratch / folder.name
             draw_set(unfinished, seed, train_ids, test_ids, workers or available_cores(), progress)
             publish(unfinished, folder)
     except OSError as error:
@@ -84,12 +84,28 @@ def synthetic_folder(
     return folder
 
 
+@contextmanager
+def scratch_folder(root: Path, name: str) -> Iterator[Path]:
+    """A folder to draw in, and beside it a lock that is older and outlives it, by which `sweep` finds it."""
+    lock = root / f".{name}-{secrets.token_hex(4)}.lock"
+    with own(lock):
+        folder = lock.with_suffix("")
+        try:
+            folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                lock.unlink()
+
+
 def sweep(root: Path) -> None:
     """Removes what killed processes have left; one that still draws has its lock."""
-    for lock in root.glob(f".synthetic-*/{LOCK}"):
+    for lock in root.glob(".synthetic-*.lock"):
         with suppress(OSError), lock.open("ab") as file:
             if locked(file):
-                shutil.rmtree(lock.parent, ignore_errors=True)
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                lock.unlink()
 
 
 def is_drawn(root: Path | None = None) -> bool:
@@ -201,22 +217,22 @@ def photograph(person: Person, camera: int, rng: np.random.Generator, path: Path
     feet = (FRAME[0] * rng.normal(0.5, 0.045), FRAME[1] * rng.normal(0.955, 0.02))
     paint(canvas, person, pose, feet, scale=0.86 * FRAME[1] * device.scale * rng.normal(1, 0.04))
     occlude(canvas, rng)
-    expose(device, canvas, rng).save(path, quality=int(rng.integers(55, 93)))
+    path.write_bytes(encoded(expose(device, canvas, rng), "JPEG", quality=int(rng.integers(55, 93))))
 
 
 def contact_sheet(folder: Path, path: Path, identities: int = 12, per_camera: int = 2) -> None:
     """Saves one image of the training set's first identities: a row each, the cameras side by side.
 
     Raises:
-        UserError: `path` names no kind of picture, or cannot be written.
+        UserError: `path` names no kind of picture, or cannot be written; an image of the set cannot be read.
     """
     sheet = Image.new("RGB", (len(CAMERAS) * per_camera * WIDTH, identities * HEIGHT), "white")
     for row in range(identities):
         for camera in range(len(CAMERAS)):
             files = sorted((folder / TRAIN).glob(f"{row + 1:04d}_c{camera + 1}s*"))[:per_camera]
             for column, file in enumerate(files, start=camera * per_camera):
-                sheet.paste(Image.open(file), (column * WIDTH, row * HEIGHT))
+                sheet.paste(picture(file), (column * WIDTH, row * HEIGHT))
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in Image.SAVE:
         raise UserError(f"{path} has no suffix of a kind of picture: name it such as {path.with_suffix('.png').name}")
-    write_whole(path, lambda file: sheet.save(file, kind))
+    write_whole(path, lambda file: file.write(encoded(sheet, kind)))

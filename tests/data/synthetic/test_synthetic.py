@@ -122,6 +122,16 @@ def test_a_killed_run_leaves_no_set_and_no_process_behind(tmp_path):
     assert list(tmp_path.iterdir()) == [drawn]
 
 
+@pytest.mark.parametrize("has_folder", [False, True])
+def test_what_a_kill_before_the_first_image_or_behind_the_last_one_leaves_goes_with_the_next_call(tmp_path, has_folder):
+    folder = synthetic_folder(tmp_path, workers=1, **SMALL)
+    (tmp_path / f".{folder.name}-0123.lock").touch()
+    if has_folder:
+        (tmp_path / f".{folder.name}-0123").mkdir()
+    assert synthetic_folder(tmp_path, **SMALL) == folder
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def killed(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -183,6 +193,15 @@ def test_contact_sheet_has_a_row_for_each_identity(full_set, tmp_path):
     contact_sheet(full_set, tmp_path / "sheet.png", identities=2, per_camera=1)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (6 * 64, 2 * 128)
+
+
+def test_a_contact_sheet_names_an_image_that_cannot_be_read(tmp_path):
+    folder = synthetic_folder(tmp_path, **SMALL)
+    first = min((folder / TRAIN).iterdir())
+    first.write_bytes(first.read_bytes()[:300])
+    with pytest.raises(UserError, match=f"{first.name} cannot be shown"):
+        contact_sheet(folder, tmp_path / "sheet.png", identities=2)
+    assert not (tmp_path / "sheet.png").exists()
 
 
 class Trap:
