@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt $(
 # downloaded as they say, then compared.
 HASHED := $(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement
 
-.PHONY: demo test check attack sanitise bench docs gpu wheels lock clean
+.PHONY: demo test check thorough attack sanitise bench docs gpu wheels lock clean
 
 # Cores are used by processes: docs/many-processes.md. The demo's batch has BatchNorm groups for four.
 RANKS = $(shell $(BIN)/python -c 'import os, torch; print(min(4, torch.cuda.device_count() or len(os.sched_getaffinity(0))))')
@@ -20,16 +20,22 @@ demo: $(VENV)/.installed
 test: check
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+# Also what compiles for every GPU, runs every page of the manual and the benchmarks, and tries every combination.
+thorough: check
+	$(BIN)/python -m pytest -n 2 --dist worksteal --thorough
+
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(shell find csrc -type f; find tests -name '*.cpp' -o -name '*.h')
 	$(BIN)/mypy
 
-# Everything that may go wrong from outside, as often as CASES says; `make test` has a sample.
-CASES ?= 1000
+# Everything that may go wrong from outside, as often as CASES says: 100,000 inputs, every call on a file of a run.
+# Half an hour; `make test` has a sample.
+CASES ?= 2500
+ATTACK_SEED ?= $(shell date +%s)
 attack: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/attack -s --attack $(CASES)
+	ATTACK_SEED=$(ATTACK_SEED) $(BIN)/python -m pytest tests/attack -n 2 --dist worksteal --attack $(CASES)
 
 # The extension with the address and undefined-behaviour sanitisers in Python's tests of the clustering.
 sanitise: $(VENV)/.installed

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import secrets
-import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,7 +62,7 @@ class TensorBoard:
             from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError:
             raise UserError("--tensorboard needs the extra: pip install 'reid-fast[tensorboard]'") from None
-        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        name = f"events.out.tfevents.{int(time.time())}.{platform.node()}.{os.getpid()}"
         self._event: Any = Event
         self._records: Any = RecordWriter((folder / name).open("ab"))
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))

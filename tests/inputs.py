@@ -35,6 +35,15 @@ MARKET = (
 PHOTOS = [(128, 64), (48, 24), (97, 31), (200, 90), (30, 20), (61, 61)]
 
 
+def sampled(values, *chosen):
+    """Parameters of a test: those that are chosen, and the others for `--thorough`."""
+    thorough = {"marks": pytest.mark.thorough}
+    return [
+        value if value in chosen else pytest.param(*(value if isinstance(value, tuple) else [value]), **thorough)
+        for value in values
+    ]
+
+
 def argv(**settings):
     """A command line: batch_size=16 -> --batch-size 16, amp=True -> --amp."""
     flags = []

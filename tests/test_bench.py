@@ -118,6 +118,7 @@ def test_sides_that_differ_are_not_timed(monkeypatch, sides, operation, spoilt, 
         sides.compare()
 
 
+@pytest.mark.thorough
 def test_the_stages_of_an_epoch(sides, tmp_path, capsys):
     rows = sides.rows()
     assert {row["stage"] for row in rows} == STAGES | PICTURES
@@ -167,6 +168,7 @@ def test_a_projection_multiplies_what_was_measured(sides):
     assert row["seconds_by_part"]["beside"]["evaluation"] == round(6e-3 * (11_659 + 82_161), 1)
 
 
+@pytest.mark.thorough
 def test_the_loop_beside_its_backbone(people):
     (row,) = overhead(True, [people])
     assert row["ours"]["seconds"] > row["behind_backbone"]["seconds"] > 0
@@ -174,6 +176,7 @@ def test_the_loop_beside_its_backbone(people):
     assert row["overhead_per_cent"]["processor"] == pytest.approx(100 * added, abs=0.1)
 
 
+@pytest.mark.thorough
 def test_an_encoder_in_use(people, monkeypatch):
     pytest.importorskip("faiss")
     rows = retrieval(True, [people])

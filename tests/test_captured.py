@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from inputs import TINY, argv, refused, rows_of
+from inputs import TINY, argv, refused, rows_of, sampled
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -85,7 +85,7 @@ def assert_same_state(one, other):
 
 
 @pytest.mark.usefixtures("tiny_arch")
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", sampled(method_names(), "cacl", "dccc"))
 def test_replays_train_like_the_steps_themselves(name, people, tmp_path, monkeypatch):
     """Whatever the method: a second epoch has another learning rate and a memory of other rows."""
     monkeypatch.setattr(dccc, "COPY_STEP", 8)  # from then on the teacher's momentum is another in each step

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from inputs import sampled
 from test_docs import PAGES, ROOT, code_blocks, commands, named
 
 from reid_fast.__main__ import main
@@ -122,7 +123,10 @@ def run(line):
             raise AssertionError(f"{line}: exit code {end.code}") from end
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if lines(page) or snippets(page)], ids=named)
+RUNNING = [page for page in PAGES if lines(page) or snippets(page)]
+
+
+@pytest.mark.parametrize("page", sampled(RUNNING, ROOT / "README.md", ROOT / "docs/quick-start.md"), ids=named)
 def test_a_page_runs(page, desk):
     for line in dict.fromkeys(lines(page)):
         run(line)

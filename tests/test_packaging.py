@@ -74,6 +74,7 @@ def sdist(run, project, tmp_path_factory):
     return path
 
 
+@pytest.mark.thorough
 def test_the_wheel_holds_every_module_once_and_the_extension(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -86,6 +87,7 @@ def test_the_wheel_holds_every_module_once_and_the_extension(wheel):
     assert extension.endswith(".so")
 
 
+@pytest.mark.thorough
 def test_the_installed_wheel_runs_its_extension_away_from_the_sources(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)

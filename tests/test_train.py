@@ -136,6 +136,7 @@ def test_test_images_are_held_in_the_room_that_training_images_leave(
     assert open_test_images(run, run.data.query, run.data.gallery) is images
 
 
+@pytest.mark.thorough
 def test_killed_at_a_random_step_and_resumed_a_run_ends_with_the_same_bits(people: Path, tmp_path: Path) -> None:
     flags = [*RUN, "--data-dir", str(people), "--iters", "40", "--save-steps", "3", "--update", "hard"]
     flags += ["--resume", "--logs-dir"]

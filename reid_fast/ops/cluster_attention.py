@@ -86,7 +86,8 @@ def _by_size(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> Iterator[t
 
 def _cpu(q: Tensor, k: Tensor, scale: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Σ_a Σ_i A^a_ij [N], and what backward needs of the softmax ([h, N]; none on the CPU)."""
-    if offsets[0] < 0 or offsets[-1] > q.shape[1] or (offsets.diff() < 0).any():
+    # Each of them, before their differences, which may leave 64 bits.
+    if (offsets < 0).any() or (offsets > q.shape[1]).any() or (offsets.diff() < 0).any():
         raise ValueError(f"offsets must ascend within 0..{q.shape[1]}")
     received = widen(q).new_zeros(q.shape[1])
     for rows, attention in _by_size(q, k, scale, offsets):

@@ -41,7 +41,7 @@ def test_a_file_gets_its_name_when_it_is_on_the_disk_and_then_its_folder_is_sync
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_fails_a_resumed_run_ends_with_the_same_bits(
-    server, ran_undisturbed, market_folder, tmp_path, cases, chance, kind
+    server, ran_undisturbed, market_folder, tmp_path, cases, chance, tried, kind
 ) -> None:
     run, cache = tmp_path / "run", tmp_path / "cache"
     flags, variables = training(market_folder, run, **settings_of(kind, cache)), {"XDG_CACHE_HOME": str(cache)}
@@ -50,6 +50,7 @@ def test_whatever_fails_a_resumed_run_ends_with_the_same_bits(
 
     def disturbed(fault: Fault) -> Ended:
         ended = server.run(flags, run, cache, fault=fault, **variables)
+        tried("faults")
         print(fault, *ended.calls[fault.n - 1 : fault.n], ended.code, ended.err, flush=True)
         assert ended.in_time
         ended.assert_said(0, 2, *([-signal.SIGKILL] if fault.kind in ("kill", "torn") else []))

@@ -10,7 +10,7 @@ from reid_fast.methods import method_names
 
 
 def test_killed_at_random_times_and_resumed_a_run_ends_with_the_same_bits(
-    server, market_folder, tmp_path, cases, chance
+    server, market_folder, tmp_path, cases, chance, tried
 ) -> None:
     names = method_names()
     for number in range(max(len(names), cases // 20) if cases else 1):
@@ -22,6 +22,7 @@ def test_killed_at_random_times_and_resumed_a_run_ends_with_the_same_bits(
         for _ in range(2):
             after = chance.uniform(0.1, undisturbed.seconds)
             ended = server.run(flags, after=after, XDG_CACHE_HOME=str(tmp_path))
+            tried("kills of runs")
             print(method, after, ended.code, flush=True)
             ended.assert_said(0, -signal.SIGKILL)
             assert_readable(killed)

@@ -221,7 +221,7 @@ def test_members_are_counted_in_whole_numbers():
     assert torch.equal(arguments["memory"], before)
 
 
-@pytest.mark.parametrize("offsets", [[0, 2, 9], [1, N], [0, 9, 2, N], [-1, N], [0, N + 1], []])
+@pytest.mark.parametrize("offsets", [[0, 2, 9], [1, N], [0, 9, 2, N], [0, -(1 << 63), 2, N], [-1, N], [0, N + 1], []])
 def test_every_row_belongs_to_a_cluster(offsets):
     function, _, arguments = problem()["cluster_attention"]
     with pytest.raises(ValueError, match="offsets must"):

@@ -46,7 +46,9 @@ def afresh(*folders: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["at a call", "at a time"])
-def test_outputs_are_whole_or_not_there(server, undisturbed, market_folder, tmp_path, cases, chance, way) -> None:
+def test_outputs_are_whole_or_not_there(
+    server, undisturbed, market_folder, tmp_path, cases, chance, tried, way
+) -> None:
     out, cache = tmp_path / "out", tmp_path / "cache"
     for name in list(COMMANDS) if cases else [chance.choice(list(COMMANDS))]:
         flags = command(name, undisturbed, market_folder, out)
@@ -58,12 +60,13 @@ def test_outputs_are_whole_or_not_there(server, undisturbed, market_folder, tmp_
         whole = run()
         whole.assert_said(0)
         expected = written(out)
-        count = max(1, cases // 20)
+        count = max(1, cases // 50)
         drawn = faults(whole.calls, chance, count)
         times = [chance.uniform(0, whole.seconds) for _ in range(count)]
         for disturbed in [{"fault": fault} for fault in drawn] if way == "at a call" else [{"after": t} for t in times]:
             afresh(out, cache)
             ended = run(**disturbed)
+            tried("faults and kills of other commands")
             print(name, disturbed, ended.code, ended.err, flush=True)
             assert ended.code in (0, 2, -signal.SIGKILL), ended
             ended.assert_said(ended.code)

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_every_architecture_compiles_without_spills(tmp_path):
     setup = runpy.run_path(str(ROOT / "setup.py"))

@@ -28,7 +28,7 @@ import reid_fast
 from reid_fast import _C
 from reid_fast.clustering import cupy_graph, jaccard
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytestmark = [pytest.mark.thorough, pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")]
 DEVICE = torch.device("cuda", 1)
 
 

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 CUDA_SOURCES = [CSRC / f"cuda/{name}.cu" for name in ("device", "graph", "weights")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sanitiser", SANITISERS)
 def test_no_sanitiser_objects(sanitiser, tmp_path):
     flags = ["-O1", *SANITISERS[sanitiser]]

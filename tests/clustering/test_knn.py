@@ -8,8 +8,8 @@ from datetime import timedelta
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from inputs import planted
+from ranks.runs import start_together
 
 import reid_fast
 from reid_fast import _C
@@ -181,7 +181,7 @@ def search_on_the_first_rank(rank, rows, folder):
 @pytest.mark.filterwarnings("ignore:k = 9 neighbours")
 def test_two_ranks_find_what_one_finds(tmp_path, n):
     rows = torch.from_numpy(planted(n, 24))
-    mp.spawn(search_on_every_rank, (rows, tmp_path), nprocs=2)
+    start_together(search_on_every_rank, 2, rows, tmp_path)
     alone = reid_fast.knn(rows, 9)
     for rank in range(2):
         for whole, found in zip(alone, torch.load(tmp_path / f"{rank}.pt"), strict=True):
@@ -190,7 +190,7 @@ def test_two_ranks_find_what_one_finds(tmp_path, n):
 
 def test_without_a_group_one_rank_searches_alone(tmp_path):
     rows = torch.from_numpy(planted(333, 24))
-    mp.spawn(search_on_the_first_rank, (rows, tmp_path), nprocs=2)
+    start_together(search_on_the_first_rank, 2, rows, tmp_path)
     for expected, found in zip(reid_fast.knn(rows, 9), torch.load(tmp_path / "0.pt"), strict=True):
         assert torch.equal(expected, found)
 

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from inputs import refused
+from inputs import refused, sampled
 from safetensors import safe_open
 from torch import nn
 
@@ -125,9 +125,12 @@ def test_an_onnx_file_makes_the_features_of_the_encoder_of_any_number_of_images(
     assert not list(folder.glob(".*.part"))
 
 
-@pytest.mark.parametrize(
-    ("arch", "height", "width"), [("osnet_x0_25", 64, 32), ("osnet_ain_x1_0", 64, 32), ("vit_small_ics", 32, 16)]
-)
+FAMILIES = ("tiny_osnet", 64, 32), ("tiny_ics", 32, 16)
+WHOLE = ("osnet_x0_25", 64, 32), ("osnet_ain_x1_0", 64, 32), ("vit_small_ics", 32, 16)
+
+
+@pytest.mark.usefixtures("tiny_arch")
+@pytest.mark.parametrize(("arch", "height", "width"), sampled([*FAMILIES, *WHOLE], FAMILIES[1]))
 def test_onnx_of_the_other_families(exported, arch, height, width):
     folder, encoder, description = exported(arch, height, width)
     reid_fast(["export", str(folder), "--to", "onnx"])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from inputs import TINY, argv
+from inputs import TINY, argv, sampled
 from on_device import CPU, CUDA, Device, Event, on_device
 
 from reid_fast import clustering
@@ -87,7 +87,7 @@ class Epoch(NamedTuple):
     steps: list[list[str]]  # the operations of each
 
 
-@pytest.fixture(scope="module", params=SYSTEMS)
+@pytest.fixture(scope="module", params=sampled(SYSTEMS, "cc with a source", "cap", "ice", "rcl"))
 def epoch(request, flags):
     step, steps = stages.train_step, []
 

@@ -11,6 +11,7 @@ import pytest
 
 SHARED_PER_BLOCK = {80: 163, 90: 227, 100: 227}  # KiB that one block may take
 FOLDER = Path(__file__).parent
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture(scope="module")

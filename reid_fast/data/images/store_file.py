@@ -210,7 +210,7 @@ class _File:
                 if os.fstat(file.fileno()).st_size != self.length:
                     return None
                 head, sums = file.read(len(_MARK) + 64), np.frombuffer(file.read(4 * self.images), np.uint32)
-                if head != self._head(sums):
+                if head != self._head(sums) or file.read(self.start - file.tell()).strip(b"\0"):
                     return None
                 # Read-only: what might be written counts as memory, and the system may refuse as much.
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

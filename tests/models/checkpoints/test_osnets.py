@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from inputs import sampled
 from published_layouts import average, by_formula, images, normed
 
 from reid_fast.models.checkpoints import architecture_of, read_checkpoint
@@ -62,7 +63,7 @@ def osnet(state, x):
     return normed(state, "fc.1", x).relu()
 
 
-@pytest.mark.parametrize("arch", ["osnet_x0_25", "osnet_ain_x1_0"])
+@pytest.mark.parametrize("arch", sampled(["osnet_x0_25", "osnet_ain_x1_0"], "osnet_x0_25"))
 @torch.no_grad()
 def test_torchreid_and_boxmot(tmp_path, arch):
     encoder = Encoder(arch)
