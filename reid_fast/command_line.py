@@ -99,7 +99,10 @@ def read(settings: type[S], argv: Sequence[str] | None, default: S | None = None
     nested.__doc__ = description or settings.__doc__
     with redirect_stderr(StringIO()) as said:
         try:
-            found: Any = tyro.cli(nested, args=argv, config=(tyro.conf.OmitArgPrefixes,))
+            # In the source of a class that was made here there is no help to look for, and that takes a while.
+            found: Any = tyro.cli(
+                nested, args=argv, config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)
+            )
         except SystemExit as end:
             if not end.code:  # --help
                 raise

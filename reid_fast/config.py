@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
@@ -308,13 +309,23 @@ def _written(bound: float) -> str:
 
 def marks(settings: type, name: str) -> list[Any]:
     """What the annotations of a field say beyond its type, here and in the classes that declared it before."""
-    hints = (get_type_hints(cls, include_extras=True)[name] for cls in settings.__mro__ if declares(cls, name))
+    hints = (_hints(cls)[name] for cls in settings.__mro__ if declares(cls, name))
     return [mark for hint in hints if get_origin(hint) is Annotated for mark in get_args(hint)[1:]]
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)
 
 
 def declares(cls: type, name: str) -> bool:
     """Whether a class itself, not one of its bases, declares a field."""
-    return name in inspect.get_annotations(cls)
+    return name in _declared(cls)
+
+
+@cache
+def _declared(cls: type) -> frozenset[str]:
+    return frozenset(inspect.get_annotations(cls))
 
 
 def check_ranges(settings: Any) -> None:

@@ -182,7 +182,7 @@ void run_all(int64_t n, int64_t width, int64_t distinct, int k, int k2) {
   check_reranking(features, ranking, k2);
   std::vector<int64_t> labels(n);
   dbscan(Graph<int64_t, int32_t, float>{graph.start.begin(), graph.index.begin(), graph.value.begin(), n}, 0.6f, 4,
-         labels.data());
+         labels.data(), kThree);
 }
 
 void stop_when_asked() {

@@ -89,7 +89,7 @@ void check_labels(const Csr& graph, float eps, int64_t min_samples, uint64_t see
   const int64_t n = graph.start.size - 1;
   std::vector<int64_t> expected(n);
   dbscan(Graph<int64_t, int32_t, float>{graph.start.begin(), graph.index.begin(), graph.value.begin(), n}, eps,
-         min_samples, expected.data());
+         min_samples, expected.data(), Run{1, [](int64_t, int64_t) { return false; }});
   Device device(seed);
   assert(labels_of(device, graph, eps, min_samples) == expected);
 }
