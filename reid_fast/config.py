@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -40,6 +41,13 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class PerCore:
+    """How many threads a core of this machine may have; where the system gives no more, libraries end the process."""
+
+    most: int
+
+
+@dataclass(frozen=True)
 class Short:
     """The one-letter flag of a setting, as in the published code."""
 
@@ -63,7 +71,7 @@ CountOrZero: TypeAlias = Annotated[int, Interval(0, MOST)]
 Seed: TypeAlias = Annotated[int, Interval(0, 2**63 - 1)]
 Pixels: TypeAlias = Annotated[int, Interval(1, 4096)]
 PixelsOrZero: TypeAlias = Annotated[int, Interval(0, 4096)]
-Threads: TypeAlias = Annotated[int, Interval(1, 1024)]
+Threads: TypeAlias = Annotated[int, Interval(1, 1024), PerCore(16)]
 ThreadsOrZero: TypeAlias = Annotated[int, Interval(0, 1024)]
 Positive: TypeAlias = Annotated[float, Interval(1e-9, LARGEST)]
 NotNegative: TypeAlias = Annotated[float, Interval(0, LARGEST)]
@@ -331,11 +339,14 @@ def _declared(cls: type) -> frozenset[str]:
 def check_ranges(settings: Any) -> None:
     """
     Raises:
-        UserError: a number of a dataclass of settings lies outside an `Interval` of its field.
+        UserError: a number of a dataclass of settings lies outside an `Interval` of its field, or beyond `PerCore`.
     """
     for name, value in vars(settings).items():
-        for interval in (mark for mark in marks(type(settings), name) if isinstance(mark, Interval)):
-            _check_within(flag_of(name), value, interval)
+        for mark in marks(type(settings), name):
+            if isinstance(mark, Interval):
+                _check_within(flag_of(name), value, mark)
+            elif isinstance(mark, PerCore):
+                _check_threads(flag_of(name), value, mark)
 
 
 def check_range(flag: str, value: float | None, kind: Any) -> None:
@@ -351,6 +362,14 @@ def check_range(flag: str, value: float | None, kind: Any) -> None:
     for interval in (mark for mark in get_args(kind)[1:] if isinstance(mark, Interval)):
         if value is not None:
             _check_within(flag, value, interval)
+
+
+def _check_threads(flag: str, value: int, allowed: PerCore) -> None:
+    cores = len(os.sched_getaffinity(0))
+    if value > allowed.most * cores:
+        raise UserError(
+            f"{flag} {value} are too many for this machine, whose {cores} cores take {allowed.most * cores}"
+        )
 
 
 def _check_within(flag: str, value: float, interval: Interval) -> None:

@@ -66,6 +66,7 @@ def test_the_synthetic_set_is_trained_with_the_small_recipe(capsys) -> None:
         (["--workers", "1000000"], "--workers must lie between 1 and 1,024"),
         (["--threads", "1000000"], "--threads must lie between 0 and 1,024"),
         (["--threads", "1024"], "--threads 1024 are too many for this machine"),
+        (["--workers", "1024"], "--workers 1024 are too many for this machine"),
         (["--seed", str(2**64)], "--seed must lie between 0 and 9,223,372,036,854,775,807"),
         (["--min-samples", str(2**64)], "--min-samples must lie"),
         (["--weight-decay", "nan"], "--weight-decay must lie between 0 and 1e+06, not nan"),
