@@ -18,9 +18,10 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
-from reid_fast.config import RECIPES, RECIPES_OF, Config, Overlay, Positional, Short, check, declares, flag_of, marks
+from reid_fast.config import RECIPES, RECIPES_OF, Config, Overlay, check
 from reid_fast.data.sets import SIZES
 from reid_fast.errors import UserError, printable
+from reid_fast.marks import Positional, Short, declares, flag_of, marks
 from reid_fast.methods import method_class, method_names, settings_class
 from reid_fast.methods.settings import SourceSettings
 from reid_fast.models.archs import ARCHS

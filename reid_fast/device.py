@@ -14,7 +14,6 @@ from torch import Tensor
 
 from reid_fast.errors import UserError
 
-_THREADS_OF_CORE = 16
 _ISA = "ONEDNN_MAX_CPU_ISA"  # what oneDNN may use of the processor's instructions
 
 
@@ -101,15 +100,8 @@ def pick_threads(asked: int, processes: int = 1) -> int:
     Args:
         asked: 0 or more.
         processes: that share the machine.
-
-    Raises:
-        UserError: so many that they would do nothing but wait for one another.
     """
-    cores = len(os.sched_getaffinity(0))
-    if asked > _THREADS_OF_CORE * cores:
-        most = f"{cores} cores take at most {_THREADS_OF_CORE * cores}"
-        raise UserError(f"--threads {asked} are too many for this machine, whose {most}; 0 is one per core")
-    return asked or max(1, cores // processes)
+    return asked or max(1, len(os.sched_getaffinity(0)) // processes)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 from reid_fast import run_folder
 from reid_fast.clustering import reporting, rerank
 from reid_fast.command_line import read
-from reid_fast.config import Config, Count, Positional, Short, Threads, check_ranges
+from reid_fast.config import Config
 from reid_fast.console import Console
 from reid_fast.data.images import NORMALISATIONS, ImageFiles, ImageStream, Normalisation
 from reid_fast.data.open import OpenedSet, open_set
@@ -22,6 +22,7 @@ from reid_fast.data.sets import SIZES, ImageSet, ReidSet, counts_table
 from reid_fast.device import amp_dtype, pick_device
 from reid_fast.errors import UserError
 from reid_fast.labels.extract import extract
+from reid_fast.marks import Count, Positional, Short, Threads, check_ranges
 from reid_fast.metrics import Scores, rank_scores, score_queries
 from reid_fast.metrics_log import score_table
 from reid_fast.models.archs import Options

@@ -27,8 +27,9 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-from reid_fast.config import Config, fixed, flag_of, to_json
+from reid_fast.config import Config, fixed, to_json
 from reid_fast.errors import UserError
+from reid_fast.marks import flag_of
 from reid_fast.whole_file import locked, not_written, write_whole
 
 FORMAT = 4  # of last.pt: raise it when what a method or the driver saves changes

@@ -20,6 +20,7 @@ LEAVES = {
     "device",
     "drawing",
     "errors",
+    "marks",
     "metrics",
     "metrics_log",
     "ranks",

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from reid_fast.config import Count, Pixels, check_range, flag_of
 from reid_fast.doctor import Finding, machine, needs, parts, self_test
 from reid_fast.errors import Parser, UserError, exit_on_user_error
+from reid_fast.marks import Count, Pixels, check_range, flag_of
 
 _SIGNS = {"ok": "ok", "missing": "--", "broken": "!!"}
 _NEEDS = {

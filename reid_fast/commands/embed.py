@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 from reid_fast.command_line import read
-from reid_fast.config import InferenceSettings, Positional, Short, check_ranges
+from reid_fast.config import InferenceSettings
 from reid_fast.console import Console
 from reid_fast.device import pick_threads, threads
 from reid_fast.errors import exit_on_user_error
+from reid_fast.marks import Positional, Short, check_ranges
 from reid_fast.pages import visible
 from reid_fast.retrieval import check_features_file, configured_encoder, write_features
 

@@ -9,11 +9,11 @@ from typing import Annotated
 
 from reid_fast import run_folder
 from reid_fast.command_line import read
-from reid_fast.config import Positional, Short, Threads, check_ranges
 from reid_fast.console import Console
 from reid_fast.data.sets import encoded
 from reid_fast.drawing import png
 from reid_fast.errors import UserError, exit_on_user_error
+from reid_fast.marks import Positional, Short, Threads, check_ranges
 from reid_fast.report import Chart, RunRecord, Seen, curves, look, read_runs, report_page, stage_times
 from reid_fast.whole_file import write_whole
 

@@ -11,12 +11,13 @@ import numpy as np
 from torch import Tensor
 
 from reid_fast.command_line import read
-from reid_fast.config import Count, InferenceSettings, Positional, Short, check_ranges
+from reid_fast.config import InferenceSettings
 from reid_fast.console import Console
 from reid_fast.data.open import open_images, open_set
 from reid_fast.data.sets import SIZES, ImageSet, Paths, encoded, identified
 from reid_fast.device import pick_threads, threads
 from reid_fast.errors import UserError, exit_on_user_error
+from reid_fast.marks import Count, Positional, Short, check_ranges
 from reid_fast.pages import visible
 from reid_fast.retrieval import (
     LoadedEncoder,

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from reid_fast.command_line import read
-from reid_fast.config import Positional, Short
 from reid_fast.console import Console
 from reid_fast.errors import UserError, exit_on_user_error
 from reid_fast.evaluate import load_encoder
 from reid_fast.export.boxmot import default_name, write_boxmot
 from reid_fast.export.onnx_file import PLAIN_PIXELS, Pixels, write_onnx
 from reid_fast.export.tensors import write_safetensors, write_torchreid, write_torchvision
+from reid_fast.marks import Positional, Short
 from reid_fast.run_folder import check_output
 
 

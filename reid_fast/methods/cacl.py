@@ -17,9 +17,9 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from reid_fast import clustering
-from reid_fast.config import Count, CountOrZero, NotNegative, Seed
 from reid_fast.data.images import Batch, View
 from reid_fast.labels.agree import compared_eps, refine
+from reid_fast.marks import Count, CountOrZero, NotNegative, Seed
 from reid_fast.memories import InstanceMemory
 from reid_fast.methods.base import Extract, Method
 from reid_fast.methods.settings import InstanceSettings

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from reid_fast.config import Count, CountOrZero, Distance, Kept, NotNegative
 from reid_fast.data.images import Batch, Rule, View, class_uniform
+from reid_fast.marks import Count, CountOrZero, Distance, Kept, NotNegative
 from reid_fast.memories import CameraProxies, number_proxies
 from reid_fast.methods.base import Method
 from reid_fast.methods.settings import CameraSettings, CommunitySettings

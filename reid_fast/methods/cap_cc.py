@@ -14,8 +14,9 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from reid_fast.config import CountOrZero, Kept, Overlay
+from reid_fast.config import Overlay
 from reid_fast.data.images import Batch
+from reid_fast.marks import CountOrZero, Kept
 from reid_fast.memories import CameraProxies
 from reid_fast.methods.base import PrototypeContrast
 from reid_fast.methods.settings import CameraSettings, CommunitySettings, UpdateSettings

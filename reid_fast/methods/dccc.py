@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from reid_fast.config import Count, CountOrZero, Distance, Kept, Share
 from reid_fast.data.images import Batch, View
+from reid_fast.marks import Count, CountOrZero, Distance, Kept, Share
 from reid_fast.methods.base import PrototypeContrast
 from reid_fast.methods.settings import UpdateSettings
 from reid_fast.models.encoder import Encoder

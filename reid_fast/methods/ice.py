@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reid_fast import ops
-from reid_fast.config import Count, CountOrZero, Distance, Kept, NotNegative, Positive, Share
 from reid_fast.data.images import Batch, Rule, View, more_cameras
 from reid_fast.device import to_device
+from reid_fast.marks import Count, CountOrZero, Distance, Kept, NotNegative, Positive, Share
 from reid_fast.memories import CameraProxies, PrototypeMemory
 from reid_fast.methods.base import Method
 from reid_fast.methods.settings import CameraSettings, CommunitySettings

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reid_fast import ops
-from reid_fast.config import Count, NotNegative, Overlay, Positive
+from reid_fast.config import Overlay
 from reid_fast.data.images import Batch
 from reid_fast.device import to_device
+from reid_fast.marks import Count, NotNegative, Positive
 from reid_fast.memories import Update
 from reid_fast.methods.base import PrototypeContrast
 from reid_fast.methods.settings import CommunitySettings, PrototypeSettings

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from reid_fast.config import MOST, Config, Count, Interval, Kept, MayChange, NotNegative, Positive
+from reid_fast.config import Config
+from reid_fast.marks import MOST, Count, Interval, Kept, MayChange, NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)

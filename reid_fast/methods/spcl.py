@@ -16,9 +16,9 @@ from scipy import sparse
 from torch import Tensor
 
 from reid_fast import clustering
-from reid_fast.config import Count, CountOrZero
 from reid_fast.data.images import Batch
 from reid_fast.labels.agree import compared_eps, self_paced
+from reid_fast.marks import Count, CountOrZero
 from reid_fast.memories import InstanceMemory
 from reid_fast.methods.base import Extract, Method
 from reid_fast.methods.settings import InstanceSettings, SourceSettings

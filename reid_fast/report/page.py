@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from reid_fast.config import flag_of
 from reid_fast.drawing import INK, svg
+from reid_fast.marks import flag_of
 from reid_fast.pages import page, shown
 from reid_fast.report.axes import FAINT, LIGHT, SERIES
 from reid_fast.report.charts import Chart, count, curves, percent, plain, stage_times

@@ -31,7 +31,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 from conftest import save_encoder  # noqa: E402
 from inputs import TINY, argv  # noqa: E402
 
-from reid_fast.config import Positional, marks  # noqa: E402
+from reid_fast.marks import Positional, marks  # noqa: E402
 
 TEXTS = "", "x" * 5000, "né\u202e", "a\0b", "nowhere", "-1", "(a+)+$", "[", "/proc/version"
 VALUES = {

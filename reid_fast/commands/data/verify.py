@@ -9,11 +9,11 @@ from typing import Annotated
 
 from reid_fast import run_folder
 from reid_fast.command_line import read
-from reid_fast.config import Positional, Short
 from reid_fast.console import Console
 from reid_fast.data.sets import SIZES, counts_table
 from reid_fast.data.survey import findings, survey, to_json
 from reid_fast.errors import UserError, exit_on_user_error, printable
+from reid_fast.marks import Positional, Short
 
 
 @dataclass(frozen=True)

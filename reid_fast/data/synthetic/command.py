@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from reid_fast.config import Seed, check_range
 from reid_fast.data.synthetic.draw import contact_sheet, synthetic_folder
 from reid_fast.errors import Parser, exit_on_user_error
+from reid_fast.marks import Seed, check_range
 from reid_fast.run_folder import check_output
 
 
