@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
 from reid_fast.device import full_precision
@@ -305,6 +304,8 @@ def label_scores(labels: np.ndarray, pids: np.ndarray) -> dict[str, float]:
     Returns:
         "nmi" and "ari" (scikit-learn's), or nothing where no clustered image has a known identity.
     """
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
     known = (labels >= 0) & (pids >= 0)
     if not known.any():
         return {}
