@@ -22,6 +22,11 @@ if not torch.cuda.is_available():
 # the 16 pixels of the tests' images become: see `reid_fast.device.amp_dtype`. It is read before the first kernel.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
+# torch notes down once, at the first use, which functions make tensors on the device of a context. Where that is while
+# it compiles, it notes down others, and from then on such a context changes nothing.
+with torch.device("meta"):
+    torch.empty(0)
+
 
 def pytest_addoption(parser):
     parser.addoption(
