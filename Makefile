@@ -16,7 +16,10 @@ RANKS = $(shell $(BIN)/python -c 'import os, torch; print(min(4, torch.cuda.devi
 demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(RANKS) -m reid_fast.train --method cc --amp
 
-# Two processes: half of the tests wait for a compiler, a child process or a disk.
+# Two processes: half of the tests wait for a compiler, a child process or a disk. Threads that wait for one another must
+# not keep cores from the other one.
+test thorough attack: export OMP_WAIT_POLICY := passive
+
 test: check
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 

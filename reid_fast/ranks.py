@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,6 +26,7 @@ _MEETING = timedelta(minutes=10)  # within which they connect, and exchange a te
 # Longer than any stage in which one rank works and the others wait. That a rank has ended is noticed without it: its
 # connections close, and torchrun stops the others.
 _PATIENCE = timedelta(days=7)
+_PARCEL = 2**22  # numbers that are sent together
 
 
 class Ranks:
@@ -198,9 +200,31 @@ class Ranks:
 
     def adopt(self, tensors: Iterable[Tensor]) -> None:
         """Make tensors, of the same shapes everywhere, those of the first rank."""
-        for tensor in tensors if self.group is not None else ():
-            if tensor.numel():
-                dist.broadcast(tensor.detach(), 0, self.group)
+        for parcel in _parcels(tensors) if self.group is not None else ():
+            if len(parcel) == 1 and parcel[0].is_contiguous():
+                dist.broadcast(parcel[0], 0, self.group)
+                continue
+            sent = torch.cat([tensor.flatten() for tensor in parcel])
+            dist.broadcast(sent, 0, self.group)
+            for tensor, values in zip(parcel, sent.split([tensor.numel() for tensor in parcel]), strict=True):
+                tensor.copy_(values.view_as(tensor))
+
+
+def _parcels(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one kind, as many as fill a parcel: a network has hundreds, and each exchange takes its time."""
+    kinds = defaultdict[Any, list[Tensor]](list)
+    for tensor in tensors:
+        if tensor.numel():
+            kinds[tensor.dtype, tensor.device].append(tensor.detach())
+    for same in kinds.values():
+        parcel, filled = list[Tensor](), 0
+        for tensor in same:
+            if parcel and filled + tensor.numel() > _PARCEL:
+                yield parcel
+                parcel, filled = [], 0
+            parcel.append(tensor)
+            filled += tensor.numel()
+        yield parcel
 
 
 ALONE = Ranks()

@@ -29,6 +29,8 @@ from reid_fast.ranks import ALONE, Ranks
 
 # Three BatchNorm groups of eight: one a rank, or two and one.
 SMALL = TINY | {"arch": "tiny", "batch_size": 24, "bn_group": 8, "iters": 10, "epochs": 1, "workers": 1, "threads": 1}
+# What a run imports on its way; torch's optimisers import its compiler.
+SLOW = ["nvidia.dali.fn", "scipy", "sklearn.metrics", "torch._dynamo"]
 ARCHS.setdefault("tiny", ResNetArch(BasicBlock, (1, 1, 1, 1), width=8))
 ARCHS.setdefault("tiny_vit", ViTArch(16, depth=2, heads=2))
 
@@ -88,7 +90,7 @@ def work(rank, size, folder, jobs):
 
 def start_together(work, size, *arguments):
     """Call work(rank, *arguments) in `size` processes, forked from one that has imported what takes seconds."""
-    multiprocessing.set_forkserver_preload(["ranks.runs", "nvidia.dali", "scipy", "sklearn"])
+    multiprocessing.set_forkserver_preload(["ranks.runs", *SLOW])
     mp.start_processes(work, arguments, size, start_method="forkserver")
 
 

@@ -1,6 +1,7 @@
 """What ranks exchange: parts of a batch, statistics of groups that span them, what the first one makes."""
 
 import os
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from reid_fast.ranks import ALONE, Ranks, Split
 from reid_fast.run import describe_ranks, split_batches
 
 CPU = torch.device("cpu")
+SHAPES = [(), (3,), (2, 4), (17,), (1,)]
 # images, images that stay together, BatchNorm group
 BATCHES = [(12, 4, 0), (20, 4, 8), (21, 3, 6), (9, 1, 4), (24, 2, 24)]
 
@@ -57,8 +59,15 @@ def exchange(rank, size, folder):
         rows[shares[rank]] = rank
         ranks.complete(rows, shares)
         strided = torch.full((2, 3, 4, 4), float(rank)).contiguous(memory_format=torch.channels_last)
-        ranks.adopt([strided, torch.empty(0, 3), torch.tensor(rank)])
-        found["complete"], found["adopted"] = rows, strided
+        # More than one parcel of each type, and one tensor that is larger than a parcel.
+        several = [torch.full(shape, rank, dtype=kind) for kind in (torch.int64, torch.float32) for shape in SHAPES]
+        several += [strided, strided.new_full((5, 4), rank).t(), torch.full((2, 6), float(rank))[:, ::2]]
+        with mock.patch("reid_fast.ranks._PARCEL", 10):
+            ranks.adopt([torch.empty(0, 3), *several])
+            ordered = torch.arange(12.0).view(3, 4).t().add(100 * rank)
+            ranks.adopt([ordered, torch.tensor(float(rank))])
+        found["complete"], found["adopted"] = rows, several
+        found["values"] = ordered.t().flatten().tolist()
     torch.save(found, folder / f"{rank}.pt")
 
 
@@ -148,7 +157,8 @@ def test_shares_are_completed_and_tensors_adopted(found):
         rows = [0] * 8 + [1] * 2
     for rank in found:
         assert rank["complete"][:, 0].tolist() == rows
-        assert (rank["adopted"] == 0).all()
+        assert all((tensor == 0).all() for tensor in rank["adopted"])
+        assert rank["values"] == list(range(12))
 
 
 def test_scores_are_shared(found):

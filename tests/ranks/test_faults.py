@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from inputs import argv, rows_of
-from ranks.runs import SMALL
+from ranks.runs import SMALL, train_together
 
+from reid_fast.command_line import parse
 from reid_fast.evaluate import main as evaluate
 from reid_fast.metrics_log import SCORES
 
@@ -38,10 +39,8 @@ def exit_codes(err):
 def whole(people, tmp_path_factory):
     """A run of two ranks that nothing disturbs."""
     folder = tmp_path_factory.mktemp("whole")
-    run = start(2, [str(RUNS)], argv(**SMALL | {"epochs": 2, "data_dir": people, "logs_dir": folder}), FAULT="0 0 0 0")
-    out, err = run.communicate(timeout=300)
-    assert run.returncode == 0, err
-    assert out.count("epoch 2/2") == 1
+    config, _ = parse(argv(**SMALL | {"epochs": 2, "data_dir": people, "logs_dir": folder}))
+    train_together(2, tmp_path_factory.mktemp("seen"), [("whole", config, None, None)])
     return folder
 
 
@@ -100,8 +99,9 @@ def test_sigterm_saves_and_leaves_with_its_exit_code(whole, people, tmp_path):
     assert err.count("stopped by SIGTERM") == 1
     assert torch.load(tmp_path / "last.pt")["at"]["step"] == 3
     run = start(2, [str(RUNS)], flags, FAULT="0 0 0 0")
-    _, err = run.communicate(timeout=300)
+    out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
+    assert out.count("epoch 2/2") == 1
     assert_same_run(tmp_path, whole)
 
 
