@@ -98,10 +98,8 @@ def test_sigterm_saves_and_leaves_with_its_exit_code(whole, people, tmp_path):
     assert exit_codes(err) == {143}
     assert err.count("stopped by SIGTERM") == 1
     assert torch.load(tmp_path / "last.pt")["at"]["step"] == 3
-    run = start(2, [str(RUNS)], flags, FAULT="0 0 0 0")
-    out, err = run.communicate(timeout=300)
-    assert run.returncode == 0, err
-    assert out.count("epoch 2/2") == 1
+    config, _ = parse(flags)
+    train_together(2, tmp_path, [("resumed", config, None, None)])
     assert_same_run(tmp_path, whole)
 
 
