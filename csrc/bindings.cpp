@@ -9,6 +9,7 @@
 #endif
 
 #include <cstdlib>
+#include <limits>
 #include <thread>
 
 #include "stages.h"
@@ -110,6 +111,13 @@ Features finite_features_of(const CArray<float>& rows) {
   return features;
 }
 
+Features unit_features_of(const CArray<float>& rows) {
+  const Features features = features_of(rows);
+  const std::string fault = without_gil([&](const Run& run) { return fault_of_length(features, run); });
+  require(fault.empty(), "features: " + fault);
+  return features;
+}
+
 Ranking ranking_of(const CArray<int32_t>& index, const CArray<float>& similarity, int64_t n) {
   require(index.ndim() == 2 && index.shape(0) == n && index.shape(1) > 0 && index.shape(1) <= n,
           "neighbours: index must be [N, K] with K in 1..N");
@@ -206,7 +214,7 @@ void py_check_neighbours(const CArray<int32_t>& index, const CArray<float>& simi
 
 py::tuple py_jaccard_graph(const CArray<float>& rows, const CArray<int32_t>& index, const CArray<float>& similarity,
                            int k2, float max_distance, int64_t most) {
-  const Features features = features_of(rows);
+  const Features features = unit_features_of(rows);
   const Ranking ranking = ranking_of(index, similarity, features.n);
   require(1 <= k2 && k2 <= ranking.k, "k2 must lie in 1..K");
   require(0 <= max_distance && max_distance < 1, "max_distance must lie in [0, 1)");
@@ -218,7 +226,7 @@ py::tuple py_jaccard_graph(const CArray<float>& rows, const CArray<int32_t>& ind
 
 py::tuple py_reranking_weights(const CArray<float>& rows, const CArray<int32_t>& index, const CArray<float>& similarity,
                                const CArray<float>& smallest, int half, int k2) {
-  const Features features = features_of(rows);
+  const Features features = unit_features_of(rows);
   const Ranking ranking = ranking_of(index, similarity, features.n);
   require(1 <= half && half <= ranking.k && 1 <= k2 && k2 <= ranking.k, "half and k2 must lie in 1..K");
   require(smallest.ndim() == 1 && smallest.size() == features.n, "smallest must be [N]");
@@ -236,8 +244,14 @@ SparseView view_of(const CArray<int64_t>& start, const CArray<int32_t>& index, c
   const int64_t n = start.size() - 1;
   bool sound = elements(start)[0] == 0 && elements(start)[n] == index.size();
   for (int64_t i = 0; i < n; ++i) sound &= elements(start)[i] <= elements(start)[i + 1];
-  for (int64_t e = 0; e < index.size(); ++e) sound &= elements(index)[e] >= 0 && elements(index)[e] < width;
-  require(sound, "weights: start must ascend from 0 to the number of entries, and each index lie within its bounds");
+  for (int64_t e = 0; e < index.size(); ++e) {
+    sound &= elements(index)[e] >= 0 && elements(index)[e] < width;
+    // Sums take a place for one that nothing was added to as long as it holds zero.
+    sound &= elements(value)[e] > 0 && elements(value)[e] <= std::numeric_limits<float>::max();
+  }
+  require(sound,
+          "weights: start must ascend from 0 to the number of entries, each index lie within its bounds, and each "
+          "value be positive");
   return {elements(start), elements(index), elements(value)};
 }
 

@@ -104,9 +104,10 @@ REID_HOST_DEVICE float affinity(float cosine) { return expf(2 * cosine - 2); }
 
 // The same for re-ranking: of the squared distances squared again and divided by the row's largest, which is that to
 // the row of its smallest cosine. Where that is rounding error, all rows are equal and weigh the same.
+// The bound is for a `smallest` that is none: no weight is zero.
 REID_HOST_DEVICE float affinity(float cosine, float smallest) {
   const float largest = 1 - smallest;
-  const float ratio = largest > 1e-6f ? (1 - cosine) / largest : 0;
+  const float ratio = largest > 1e-6f ? fminf((1 - cosine) / largest, 4) : 0;
   return expf(-ratio * ratio);
 }
 

@@ -139,6 +139,10 @@ struct TooLarge : std::runtime_error {
 // An empty text, or which row is the first with NaN or so long that products overflow; a search relies on finite ones.
 std::string fault_of(const Features& features, const Run& run);
 
+// An empty text, or which row is the first that is longer than 1 and so has products that are no cosines. The weights
+// rely on it: of what lies outside they would be infinite, or zero.
+std::string fault_of_length(const Features& features, const Run& run);
+
 // Names of the similarity kernels this processor can run, fastest first.
 std::vector<std::string> similarity_kernels();
 

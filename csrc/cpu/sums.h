@@ -8,7 +8,8 @@
 
 namespace reid_fast {
 
-// Positive terms added by position, in a dense array that is all zero between rows.
+// Positive terms added by position, in a dense array that is all zero between rows. Others would be noted down more
+// than once, beyond the room for that.
 class Sums {
  public:
   explicit Sums(int64_t n) : sum_(n, 0.0f), touched_(n + 1) {}

@@ -100,6 +100,13 @@ std::string fault_of(const Features& features, const Run& run) {
   return first < features.n ? "row " + std::to_string(first) + " holds NaN, infinity or values that are too large" : "";
 }
 
+std::string fault_of_length(const Features& features, const Run& run) {
+  const int64_t first = first_without(features.n, run, [&](int64_t i) {
+    return dot(features.row(i), features.row(i), features.width) <= kLargestCosine;
+  });
+  return first < features.n ? "row " + std::to_string(first) + " holds NaN or is longer than 1" : "";
+}
+
 std::string fault_of(const Ranking& ranking, const Run& run) {
   const int64_t first = first_without(ranking.n, run, [&](int64_t i) { return is_sound(ranking, i); });
   return first < ranking.n ? fault_of_row(ranking, first) : "";

@@ -208,6 +208,42 @@ def test_any_graph(attack):
     attack(case, 100, x=rows(), eps=some, min_samples=st.one_of(st.integers(1, 9), numbers), data=st.data())
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3.0, 1e20])
+@pytest.mark.parametrize("name", ["jaccard_graph", "reranking_weights"])
+def test_rows_that_are_longer_than_one_have_no_weights(name, value):
+    """Theirs were infinite, the others' zero, and sums of zeros were noted down beyond the room for them."""
+    x = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    arguments = whole(name, x, 30, np.random.default_rng(0))
+    arguments[0] = x.copy()
+    arguments[0][7, 3] = value
+    with pytest.raises(ValueError, match="features: row 7 holds NaN or is longer than 1"):
+        called(name, arguments, 30)
+
+
+@pytest.mark.parametrize("value", [0, -0.0, -1, np.nan, np.inf])
+@pytest.mark.parametrize("place", [2, 5])
+def test_weights_are_positive(place, value):
+    x = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    arguments = whole("jaccard_rows", x, 9, np.random.default_rng(0))
+    arguments[place] = arguments[place].copy()
+    arguments[place][11] = value
+    with pytest.raises(ValueError, match="each value be positive"):
+        called("jaccard_rows", arguments, 9)
+
+
+@pytest.mark.parametrize("smallest", [1 - 2e-6, 0.9999, 5, np.nan, np.inf, -np.inf])
+def test_a_smallest_cosine_that_is_none_makes_no_weight_of_zero(smallest):
+    x = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    arguments = whole("reranking_weights", x, 30, np.random.default_rng(0))
+    arguments[3] = np.full(400, smallest, np.float32)
+    _, _, value = called("reranking_weights", arguments, 30)
+    assert (value > 0).all()
+    assert (value <= 1).all()
+
+
 def test_callers_at_the_same_time():
     x = np.random.default_rng(0).normal(size=(1500, 16)).astype(np.float32)
     expected = knn(x, 9)
