@@ -83,6 +83,15 @@ def amp_dtype(device: torch.device, wanted: bool, width: int) -> torch.dtype | N
     return torch.float16
 
 
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Whether a processor without instructions for bfloat16 computes it by way of float32, and takes longer than that.
+
+    Known of x86 alone.
+    """
+    x86 = device.type == "cpu" and torch.cpu._is_avx2_supported()
+    return x86 and not torch.cpu._is_avx512_bf16_supported()
+
+
 def choose_kernels(deterministic: bool) -> None:
     """Let CUDA libraries pick the fastest kernels, or only those that give the same bits every time.
 

@@ -225,6 +225,15 @@ def test_training_as_a_call_is_training_by_command(people: Path, tmp_path: Path,
             call(**{wrong: "many"})
 
 
+@pytest.mark.parametrize("computes", [True, False])
+def test_mixed_precision_without_instructions_for_it_is_said(people, tmp_path, capsys, monkeypatch, computes):
+    monkeypatch.setattr("torch.cpu._is_avx2_supported", lambda: True)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: computes)
+    short = {"amp": True, "iters": 1, "epochs": 1, "data_dir": people, "logs_dir": tmp_path}
+    train(argv(**TINY, **short))
+    assert ("without --amp a run is faster here" in capsys.readouterr().out) == (not computes)
+
+
 def test_an_epoch_whose_clusters_do_not_fill_a_batch_goes_on(people, tmp_path, capsys):
     flags = [*RUN, "--data-dir", str(people), "--epochs", "1", "-b", "256", "--bn-group", "64"]
     train([*flags, "--logs-dir", str(tmp_path / "run")])
