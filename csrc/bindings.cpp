@@ -246,7 +246,7 @@ SparseView view_of(const CArray<int64_t>& start, const CArray<int32_t>& index, c
   for (int64_t i = 0; i < n; ++i) sound &= elements(start)[i] <= elements(start)[i + 1];
   for (int64_t e = 0; e < index.size(); ++e) {
     sound &= elements(index)[e] >= 0 && elements(index)[e] < width;
-    // Sums take a place for one that nothing was added to as long as it holds zero.
+    // `Sums` knows by the zero in a place that nothing was added to it.
     sound &= elements(value)[e] > 0 && elements(value)[e] <= std::numeric_limits<float>::max();
   }
   require(sound,
