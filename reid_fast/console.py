@@ -10,6 +10,7 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _QUIET_SECONDS = 10.0  # between plain progress lines
+_COUNTED_SECONDS = 1.0  # before which a rate says little
 
 
 class Console:
@@ -59,14 +60,18 @@ class Console:
 
     def _plain_progress(self, title: str, unit: str) -> Callable[..., None]:
         start = spoken = time.monotonic()
-        first: int | None = None
+        first = last = -1
 
         def report(done: int, total: int | None, note: str = "") -> None:
-            nonlocal first, spoken
+            nonlocal start, spoken, first, last
             now = time.monotonic()
-            if first is None:  # a resumed epoch does not begin at 0
-                first = done
-            if now - spoken >= _QUIET_SECONDS and first < done and done != total:
+            # What comes before the first report is not counted; nor does a resumed epoch begin at 0. A stage of several
+            # passes begins anew with each.
+            if first < 0 or done < last:
+                start, first = now, done
+            last = done
+            told = now - spoken < _QUIET_SECONDS or now - start < _COUNTED_SECONDS
+            if not told and first < done and done != total:
                 spoken = now
                 rate = (done - first) / (now - start)
                 of, left = "", ""
