@@ -121,7 +121,7 @@ def _stepper(sizes: Sizes, device: torch.device, form: Callable[..., Tensor]) ->
     memory = _problem(sizes.B, sizes.C, encoder.width, device)[1]
 
     def run(batch: Batch) -> Tensor:
-        with torch.autocast(device.type, amp):
+        with torch.autocast(device.type, amp, enabled=amp is not None):
             x = encoder(batch.views[0])
         optimizer.zero_grad()
         loss = form(x, memory, batch.labels)

@@ -158,7 +158,7 @@ class RunSettings:
     seed: Seed = 1
     """of every random draw"""
     amp: bool = False
-    """mixed precision: bfloat16 where the device has it, else float16 with a loss scaler"""
+    """mixed precision: bfloat16 where the device has it; else float16 with a loss scaler on a GPU, float32 on a CPU"""
     device: Annotated[str, MayChange] = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N"""
     threads: Annotated[ThreadsOrZero, MayChange] = 0

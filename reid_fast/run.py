@@ -22,7 +22,7 @@ from reid_fast.console import Console
 from reid_fast.data.images import NORMALISATIONS, Batch, ImageFiles, Loader, open_loader
 from reid_fast.data.open import open_set
 from reid_fast.data.sets import ImageSet, ReidSet, TrainingSet
-from reid_fast.device import amp_dtype, choose_kernels, emulates_bfloat16, pick_device, pick_threads, threads
+from reid_fast.device import amp_dtype, choose_kernels, pick_device, pick_threads, threads
 from reid_fast.errors import UserError
 from reid_fast.evaluate import announce
 from reid_fast.gradients import with_shared_gradients
@@ -168,8 +168,8 @@ def build(
     ranks.adopt([*method.parameters(), *method.buffers()])
     where = f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device
     console.say(f"{config.method} on {config.dataset}, {config.arch}, {where}, {amp or 'float32'} -> {path}")
-    if amp is torch.bfloat16 and emulates_bfloat16(device):
-        console.say("this processor has no instructions for bfloat16: without --amp a run is faster here")
+    if config.amp and amp is None:
+        console.say("--amp: this processor has no instructions for bfloat16 and is faster in float32")
     if state is None:
         console.say(f"weights: {method.model.origin}")
     elif changed := np.flatnonzero(state["sizes"] != sizes).tolist():

@@ -73,6 +73,7 @@ def test_laps_add_up_to_the_stage(monkeypatch):
 @pytest.fixture
 def processor_with_amx(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.delenv(ISA, raising=False)
 
 
@@ -88,12 +89,19 @@ def test_narrow_images_without_amx(processor_with_amx, monkeypatch):
     assert amp_dtype(CPU, True, 16) is torch.bfloat16
 
 
+def test_a_processor_that_emulates_bfloat16_computes_in_float32(processor_with_amx, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert amp_dtype(CPU, True, 128) is amp_dtype(CPU, True, 16) is None
+
+
 CONVOLVE = """
 import torch
 from reid_fast.device import amp_dtype, full_precision
 
 torch.manual_seed(0)
 cpu = torch.device("cpu")
+amp_dtype(cpu, True, {width})  # not refused
 conv = torch.nn.Conv2d(32, 64, 3, 2, 1, bias=False).to(memory_format=torch.channels_last)  # as in the third stage
 x = torch.randn(96, 32, 4, -(-{width} // 8)).to(memory_format=torch.channels_last).requires_grad_()
 expected = conv(x)
@@ -101,7 +109,7 @@ upstream = torch.randn_like(expected)
 gradients = torch.autograd.grad(expected, (x, conv.weight), upstream)
 for _ in range(4):
     torch.full((4_000_000,), torch.nan)  # freed at once, and handed out again: a read past the end would meet it
-    with torch.autocast("cpu", amp_dtype(cpu, True, {width})):
+    with torch.autocast("cpu", torch.bfloat16):
         found = conv(x)
     found = (found, *torch.autograd.grad(found, (x, conv.weight), upstream.bfloat16()))
     for ours, theirs in zip(found, (expected, *gradients)):

@@ -226,12 +226,16 @@ def test_training_as_a_call_is_training_by_command(people: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("computes", [True, False])
-def test_mixed_precision_without_instructions_for_it_is_said(people, tmp_path, capsys, monkeypatch, computes):
+def test_mixed_precision_is_left_where_it_is_emulated_and_that_is_said(people, tmp_path, capsys, monkeypatch, computes):
     monkeypatch.setattr("torch.cpu._is_avx2_supported", lambda: True)
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: computes)
     short = {"amp": True, "iters": 1, "epochs": 1, "data_dir": people, "logs_dir": tmp_path}
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # see conftest.py
     train(argv(**TINY, **short))
-    assert ("without --amp a run is faster here" in capsys.readouterr().out) == (not computes)
+    said = capsys.readouterr().out
+    assert ("is faster in float32" in said) == (not computes)
+    assert ("torch.bfloat16 ->" in said) == computes
+    assert math.isfinite(rows_of(tmp_path)[1]["loss"])
 
 
 def test_an_epoch_whose_clusters_do_not_fill_a_batch_goes_on(people, tmp_path, capsys):
