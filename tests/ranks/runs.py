@@ -1,4 +1,4 @@
-"""Runs of several ranks for the tests: in processes of their own, or by torchrun with a fault at a chosen step."""
+"""Runs of several ranks for the tests: in processes of their own, or as a command with a fault at a chosen step."""
 
 import multiprocessing
 import os
@@ -30,7 +30,7 @@ from reid_fast.ranks import ALONE, Ranks
 # Three BatchNorm groups of eight: one a rank, or two and one.
 SMALL = TINY | {"arch": "tiny", "batch_size": 24, "bn_group": 8, "iters": 10, "epochs": 1, "workers": 1, "threads": 1}
 # What a run imports on its way; torch's optimisers import its compiler.
-SLOW = ["nvidia.dali.fn", "scipy", "sklearn.metrics", "torch._dynamo"]
+SLOW = ["ranks.runs", "nvidia.dali.fn", "scipy", "sklearn.metrics", "torch._dynamo"]
 ARCHS.setdefault("tiny", ResNetArch(BasicBlock, (1, 1, 1, 1), width=8))
 ARCHS.setdefault("tiny_vit", ViTArch(16, depth=2, heads=2))
 
@@ -90,7 +90,7 @@ def work(rank, size, folder, jobs):
 
 def start_together(work, size, *arguments):
     """Call work(rank, *arguments) in `size` processes, forked from one that has imported what takes seconds."""
-    multiprocessing.set_forkserver_preload(["ranks.runs", *SLOW])
+    multiprocessing.set_forkserver_preload(SLOW)
     mp.start_processes(work, arguments, size, start_method="forkserver")
 
 
@@ -100,22 +100,54 @@ def train_together(size, folder, jobs):
     return {job[0]: [torch.load(folder / f"{job[0]}-{rank}.pt") for rank in range(size)] for job in jobs}
 
 
-def with_fault():
-    """The command of training, one rank of which gets a signal behind a step: FAULT="rank step signal attempt"."""
-    rank, at, number, attempt = map(int, os.environ["FAULT"].split())
+def command_together(size, folder, run, *arguments):
+    """Let `size` ranks run a command as torchrun starts them: their exit codes, what they print, what they complain.
+
+    torchrun starts interpreters, each of which imports all there is; these are forked, and the test keeps their store.
+    """
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    processes = [fork(as_rank, rank, size, store.port, folder, run, arguments) for rank in range(size)]
+    for process in processes:
+        process.join(300)
+    said = ("".join((folder / f"{rank}.{name}").read_text() for rank in range(size)) for name in ("out", "err"))
+    return [process.exitcode for process in processes], *said
+
+
+def fork(work, *arguments):
+    """A process that does the work, started."""
+    multiprocessing.set_forkserver_preload(SLOW)
+    process = multiprocessing.get_context("forkserver").Process(target=work, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def as_rank(rank, size, port, folder, run, arguments):
+    """One rank's process, with torchrun's environment."""
+    named = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in named.items()}
+    os.environ |= {"MASTER_ADDR": "localhost", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{rank}.{name}", os.O_CREAT | os.O_WRONLY), number)
+    run(*arguments)
+
+
+def with_fault(fault, flags=None):
+    """The command of training, one rank of which gets a signal behind a step: fault="rank step signal attempt"."""
+    rank, at, number, attempt = map(int, fault.split())
     step, taken = epoch.train_step, count(1)
-    note(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    this = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    note(this)
 
     def train_step(run, batch):
         loss = step(run, batch)
         hit = run.ranks.rank == rank and next(taken) == at
-        if hit and os.environ["TORCHELASTIC_RESTART_COUNT"] == str(attempt):
+        if hit and this == attempt:
             note("fault")
             os.kill(os.getpid(), number)
         return loss
 
     epoch.train_step = train_step
-    driver.main()
+    driver.main(flags)
 
 
 def note(what):
@@ -126,4 +158,4 @@ def note(what):
 
 
 if __name__ == "__main__":
-    with_fault()
+    with_fault(os.environ["FAULT"])

@@ -1,9 +1,8 @@
-"""What torchrun starts ends together: bad input, SIGTERM, a rank that is killed; and goes on by itself."""
+"""Ranks end together: bad input, SIGTERM, a rank that is killed; and torchrun goes on by itself."""
 
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -13,26 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from inputs import argv, rows_of
-from ranks.runs import SMALL, train_together
+from ranks.runs import SMALL, command_together, train_together, with_fault
 
 from reid_fast.command_line import parse
 from reid_fast.evaluate import main as evaluate
 from reid_fast.metrics_log import SCORES
+from reid_fast.train import main as train
 
 RUNS = Path(__file__).with_name("runs.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-
-
-def start(ranks, program, flags, *options, **environment):
-    """A process of torchrun's, whose ranks run a program."""
-    command = [*TORCHRUN, str(ranks), *options, *program, *map(str, flags)]
-    environment = os.environ | {"PYTHONPATH": str(RUNS.parents[2])} | environment
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def exit_codes(err):
-    """Of the ranks that torchrun lists, which are those that ended by themselves."""
-    return {int(code) for code in re.findall(r"exitcode\s*: (-?\d+)", err)}
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +46,17 @@ def assert_same_run(folder, whole):
 def test_bad_input_is_said_once_and_ends_all_ranks(people, tmp_path):
     """The first rank alone finds it, the other one waits for it."""
     flags = argv(**SMALL | {"data_dir": people, "logs_dir": tmp_path / "run", "min_samples": 90})
-    run = start(2, [str(RUNS)], flags, FAULT="0 0 0 0")
-    _, err = run.communicate(timeout=300)
-    assert run.returncode != 0
-    assert err.count("epoch 1 found no cluster") == 1
-    assert exit_codes(err) == {2}
-    assert 'Traceback (most recent call last):\n  File "' + str(RUNS) not in err
+    codes, _, err = command_together(2, tmp_path, train, flags)
+    assert codes == [2, 2]
+    (line,) = err.splitlines()
+    assert line.startswith("error: epoch 1 found no cluster")
 
 
 def test_a_wrong_flag_is_said_once(tmp_path):
-    run = start(2, ["-m", "reid_fast.train"], ["--method", "nonsense"])
-    _, err = run.communicate(timeout=300)
-    assert err.count("error: --method nonsense is not known") == 1
-    assert exit_codes(err) <= {2, -signal.SIGTERM}  # which torchrun sends to one that is still starting
+    codes, _, err = command_together(2, tmp_path, train, ["--method", "nonsense"])
+    assert codes == [2, 2]
+    (line,) = err.splitlines()
+    assert line.startswith("error: --method nonsense is not known")
 
 
 def test_a_killed_rank_ends_the_others_and_torchrun_finishes_the_run(whole, people, tmp_path):
@@ -79,13 +65,15 @@ def test_a_killed_rank_ends_the_others_and_torchrun_finishes_the_run(whole, peop
     draw = random.Random(seed)
     fault = f"{draw.randrange(2)} {draw.randrange(1, 20)} {int(signal.SIGKILL)} 0"
     flags = [*argv(**SMALL | {"epochs": 2, "data_dir": people, "logs_dir": tmp_path, "save_steps": 3}), "--resume"]
-    run = start(2, ["--max-restarts", "2", str(RUNS)], flags, FAULT=fault, TIMES=str(tmp_path / "times"))
-    out, err = run.communicate(timeout=300)
-    assert run.returncode == 0, err
-    assert out.count("epoch 2/2") == 1  # by the first rank alone
-    assert "another process of the run has ended" in err or "SIGTERM" in err
+    command = [*TORCHRUN, "2", "--max-restarts", "2", RUNS, *flags]
+    times = tmp_path / "times"
+    environment = os.environ | {"PYTHONPATH": str(RUNS.parents[2]), "FAULT": fault, "TIMES": str(times)}
+    run = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("epoch 2/2") == 1  # by the first rank alone
+    assert "another process of the run has ended" in run.stderr or "SIGTERM" in run.stderr
     started, killed = [], []
-    for line in (tmp_path / "times").read_text().splitlines():
+    for line in times.read_text().splitlines():
         what, at = line.split()
         (started if what == "1" else killed if what == "fault" else []).append(float(at))
     assert min(started) - killed[0] < 30  # by then the one that was left has ended
@@ -94,9 +82,8 @@ def test_a_killed_rank_ends_the_others_and_torchrun_finishes_the_run(whole, peop
 
 def test_sigterm_saves_and_leaves_with_its_exit_code(whole, people, tmp_path):
     flags = [*argv(**SMALL | {"epochs": 2, "data_dir": people, "logs_dir": tmp_path}), "--resume"]
-    run = start(2, [str(RUNS)], flags, FAULT=f"1 13 {int(signal.SIGTERM)} 0")
-    _, err = run.communicate(timeout=300)
-    assert exit_codes(err) == {143}
+    codes, _, err = command_together(2, tmp_path, with_fault, f"1 13 {int(signal.SIGTERM)} 0", flags)
+    assert codes == [143, 143]
     assert err.count("stopped by SIGTERM") == 1
     assert torch.load(tmp_path / "last.pt")["at"]["step"] == 3
     config, _ = parse(flags)
@@ -104,13 +91,12 @@ def test_sigterm_saves_and_leaves_with_its_exit_code(whole, people, tmp_path):
     assert_same_run(tmp_path, whole)
 
 
-def test_evaluation_is_shared(whole, people):
-    flags = [whole, "-d", "market1501", "--data-dir", people, "--device", "cpu", "-j", "1", "--rerank"]
-    run = start(3, [str(RUNS.with_name("scored.py"))], flags)
-    out, err = run.communicate(timeout=300)
-    assert run.returncode == 0, err
+def test_evaluation_is_shared(whole, people, tmp_path):
+    flags = [*map(str, [whole, "-d", "market1501", "--data-dir", people, "--device", "cpu", "-j", "1", "--rerank"])]
+    codes, out, err = command_together(3, tmp_path, evaluate, flags)
+    assert codes == [0, 0, 0], err
     assert out.count("written to") == 1
     scores = json.loads((whole / "evaluate-market1501.json").read_text())
     assert {name: scores[name] for name in SCORES} == {name: rows_of(whole)[-1][name] for name in SCORES}
-    evaluate([*map(str, flags), "--output", str(whole / "alone.json")])
+    evaluate([*flags, "--output", str(whole / "alone.json")])
     assert scores["reranked"] == json.loads((whole / "alone.json").read_text())["reranked"]
