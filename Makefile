@@ -16,14 +16,12 @@ RANKS = $(shell $(BIN)/python -c 'import os, torch; print(min(4, torch.cuda.devi
 demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(RANKS) -m reid_fast.train --method cc --amp
 
-# Half of the tests wait for a compiler, a child process or a disk, so there are more processes than cores. Threads that
-# wait for one another must not keep cores from the others.
+# Two processes: half of the tests wait for a compiler, a child process or a disk. Threads that wait for one another must
+# not keep cores from the other one.
 test thorough attack: export OMP_WAIT_POLICY := passive
 
-# What threads do is tested with as many as the test says.
-test: export OMP_NUM_THREADS := 1
 test: check
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Also what compiles for every GPU, runs every page of the manual and the benchmarks, and tries every combination.
 thorough: check
