@@ -60,7 +60,7 @@ class Sizes(NamedTuple):
 
 SCHEDULES = (Schedule("Market-1501", 12_936, 3_368, 15_913, 200), Schedule("MSMT17", 32_621, 11_659, 82_161, 400))
 SMOKE = Sizes(TINY, batch=16, steps=2, extracted=32, clustered=1_000, queries=20, runs=1)
-CPU = Sizes(PAPER, batch=32, steps=1, extracted=64, clustered=12_936, queries=300, runs=2)
+CPU = Sizes(PAPER, batch=32, steps=1, extracted=64, clustered=12_936, queries=300, runs=5)
 CUDA = Sizes(PAPER, batch=256, steps=10, extracted=2_048, clustered=12_936, queries=300, runs=3)
 WARM_UP = 2  # steps in which oneDNN compiles its bfloat16 kernels: four times as long as the third
 AMP = {"float32": False, "mixed": True}
