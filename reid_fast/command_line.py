@@ -10,20 +10,19 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from functools import cache
 from io import StringIO
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from reid_fast.config import RECIPES, RECIPES_OF, Config, Overlay, check
 from reid_fast.data.sets import SIZES
 from reid_fast.errors import UserError, printable
-from reid_fast.marks import Positional, Short, declares, flag_of, marks
+from reid_fast.marks import Positional, Short, declares, flag_of, marks, types_of
 from reid_fast.methods import method_class, method_names, settings_class
-from reid_fast.methods.settings import SourceSettings
 from reid_fast.models.archs import ARCHS
 from reid_fast.settings_file import read_settings, typed
 
@@ -54,8 +53,8 @@ def parse(argv: Sequence[str] | None) -> tuple[Config, dict[str, str]]:
     overlay = _overlay_of(written, method, path)
     names = {"Methods": map(_shown, method_names()), "Data sets": SIZES, "Encoders": ARCHS}
     description = "\n\n".join([str(Config.__doc__), *(f"{kind}: {', '.join(found)}." for kind, found in names.items())])
-    asked = read(settings, argv, settings(**{"method": method} | overlay), description)
-    layers = [*_layers(asked, method), (f"file {path}", overlay)]  # without a file, nothing
+    chosen = _chosen(settings, argv, settings(**{"method": method} | overlay))
+    layers = [*_layers(method, **chosen), (f"file {path}", overlay)]  # without a file, nothing
     base = settings(**{"method": method} | {key: value for _, layer in layers for key, value in layer.items()})
     config = dataclasses.replace(read(settings, argv, base, description), method=method)
     check(config)
@@ -89,21 +88,38 @@ def read(settings: type[S], argv: Sequence[str] | None, default: S | None = None
     Raises:
         UserError: a flag that there is not, or a value of another type.
     """
+    return settings(**_values(settings, argv, default, description))
+
+
+def _values(
+    settings: type,
+    argv: Sequence[str] | None,
+    default: Any,
+    description: str = "",
+    *,
+    only: Container[str] | None = None,
+) -> dict[str, Any]:
+    """The value of each setting by its name; or of those in `only`, whatever else the flags say."""
     try:
         import tyro
     except ImportError:
         raise UserError("the command line needs tyro: pip install tyro") from None
     if argv is not None and any("\0" in token for token in argv):
         raise UserError("a setting has a NUL character in it, which no file or name has")
-    groups = [(title, _options(settings, home, names, default)) for title, (home, names) in _groups(settings).items()]
+    groups = [
+        (title, _options(settings, home, names, default)) for title, (home, names) in _groups(settings, only).items()
+    ]
     nested = dataclasses.make_dataclass(settings.__name__, groups)
     nested.__doc__ = description or settings.__doc__
     with redirect_stderr(StringIO()) as said:
         try:
             # In the source of a class that was made here there is no help to look for, and that takes a while.
-            found: Any = tyro.cli(
-                nested, args=argv, config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)
-            )
+            config = tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff
+            found: Any
+            if only is None:
+                found = tyro.cli(nested, args=argv, config=config)
+            else:
+                found, _ = tyro.cli(nested, args=argv, config=config, return_unknown_args=True)
         except SystemExit as end:
             if not end.code:  # --help
                 raise
@@ -111,7 +127,7 @@ def read(settings: type[S], argv: Sequence[str] | None, default: S | None = None
     values = {name: value for group in vars(found).values() for name, value in vars(group).items()}
     for name, value in values.items():
         _check_paths(flag_of(name), value)
-    return settings(**values)
+    return values
 
 
 def _check_paths(flag: str, value: Any) -> None:
@@ -135,22 +151,24 @@ def _is_rule(line: str) -> bool:
     return line[:1] in ("╭", "+") or not line.strip("─-╰╯")
 
 
-def _groups(settings: type) -> dict[str, tuple[type, list[str]]]:
+def _groups(settings: type, only: Container[str] | None) -> dict[str, tuple[type, list[str]]]:
     """The fields of a dataclass by the first of its bases that declares them: title -> (that class, names)."""
     groups: dict[str, tuple[type, list[str]]] = {}
     for field in dataclasses.fields(settings):
+        if only is not None and field.name not in only:
+            continue
         home = next(cls for cls in reversed(settings.__mro__) if declares(cls, field.name))
         title = re.sub(r"(Settings|Config)$", "", home.__name__)
         groups.setdefault(title.lower(), (home, []))[1].append(field.name)
     return groups
 
 
-def _options(settings: type, home: type, names: list[str], default: Any) -> type:
+def _options(settings: type, home: type, names: list[str], default: Any) -> Any:
     """A dataclass of one group, its fields annotated for tyro."""
     from tyro import conf
 
     without_flag: Any = conf.Positional
-    hints, fields = get_type_hints(settings), {field.name: field for field in dataclasses.fields(settings)}
+    hints, fields = types_of(settings), {field.name: field for field in dataclasses.fields(settings)}
     options = []
     for name in names:
         said = marks(settings, name)
@@ -160,8 +178,7 @@ def _options(settings: type, home: type, names: list[str], default: Any) -> type
         value = fields[name].default if default is None else getattr(default, name)
         options.append((name, kind, dataclasses.field(default=value)))
     group = dataclasses.make_dataclass(home.__name__, options, kw_only=True)
-    group.__doc__ = home.__doc__
-    return group
+    return Annotated[group, conf.arg(help=home.__doc__)]  # for a class's own docstring tyro parses its module
 
 
 def _help(settings: type, name: str) -> str:
@@ -229,27 +246,41 @@ def _refuse(what: str, flag: str, method: str, name: str, own: Iterable[str]) ->
 
 
 def _flags(settings: type) -> Iterator[str]:
-    types = get_type_hints(settings)
+    types = types_of(settings)
     for field in dataclasses.fields(settings):
         yield flag_of(field.name)
         if types[field.name] is bool:
             yield flag_of(f"no_{field.name}")
 
 
-def _layers(asked: Config, method: str) -> Iterator[tuple[str, Overlay]]:
+def _chosen(settings: type[Config], argv: Sequence[str], default: Config) -> dict[str, Any]:
+    """What decides on the layers below the flags: the data sets and the recipes, read without the other settings.
+
+    To read all of them is what starts a command slowly, and they are read when the layers are known.
+    """
+    without_help = [token for token in argv if token not in ("-h", "--help")]
+    try:
+        return _values(settings, without_help, default, only=("dataset", "source", "recipe"))
+    except UserError:
+        read(settings, argv, default)  # where another flag is wrong, and this one by it, that one is said
+        raise
+
+
+def _layers(
+    method: str, dataset: str, recipe: Sequence[str], source: str | None = None
+) -> Iterator[tuple[str, Overlay]]:
     """What lies over a method's defaults and below the flags, each with its name."""
-    source = [asked.source] if isinstance(asked, SourceSettings) and asked.source is not None else []
-    _require_known("dataset", [asked.dataset], SIZES)
-    _require_known("source", source, SIZES)
-    _require_known("recipe", asked.recipe, RECIPES)
+    _require_known("dataset", [dataset], SIZES)
+    _require_known("source", [] if source is None else [source], SIZES)
+    _require_known("recipe", recipe, RECIPES)
     further = method_class(method).recipes
-    height, width = SIZES[asked.dataset]
-    yield f"data set {asked.dataset}", {"height": height, "width": width}
-    yield f"{method} on {asked.dataset}", further.get(asked.dataset, {})
-    for name in dict.fromkeys((*RECIPES_OF.get(asked.dataset, ()), *asked.recipe)):  # each once, in this order
+    height, width = SIZES[dataset]
+    yield f"data set {dataset}", {"height": height, "width": width}
+    yield f"{method} on {dataset}", further.get(dataset, {})
+    for name in dict.fromkeys((*RECIPES_OF.get(dataset, ()), *recipe)):  # each once, in this order
         yield f"recipe {name}", RECIPES[name]
         yield f"{method} with {name}", further.get(name, {})
-        yield f"{method} with {name} on {asked.dataset}", further.get(f"{name} on {asked.dataset}", {})
+        yield f"{method} with {name} on {dataset}", further.get(f"{name} on {dataset}", {})
 
 
 def _require_known(flag: str, names: Sequence[str], known: Mapping[str, object]) -> None:

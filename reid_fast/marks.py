@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, TypeAlias, get_args, get_origin, get_type_hints
@@ -99,6 +99,12 @@ def marks(settings: type, name: str) -> list[Any]:
 @cache
 def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=True)
+
+
+@cache
+def types_of(settings: type) -> Mapping[str, Any]:
+    """The type of each field, without what else its annotation says; asked for anew, it takes a while."""
+    return get_type_hints(settings)
 
 
 def declares(cls: type, name: str) -> bool:

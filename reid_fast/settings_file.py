@@ -6,10 +6,11 @@ import json
 import reprlib
 import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from reid_fast.config import Overlay
 from reid_fast.errors import UserError
+from reid_fast.marks import types_of
 
 # Of a run's config.json: which run it was and how it was started; its repetition is another one.
 OF_THE_RUN = ("config", "dry_run", "logs_dir", "resume", "show_config")
@@ -45,7 +46,7 @@ def typed(settings: type, overlay: Overlay, path: str) -> dict[str, Any]:
     Raises:
         UserError: a value of another type; the setting and the type are named.
     """
-    hints = get_type_hints(settings)
+    hints = types_of(settings)
     return {name: _converted(hints[name], value, f"{path}: {name}") for name, value in overlay.items()}
 
 

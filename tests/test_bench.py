@@ -162,7 +162,7 @@ def test_a_projection_multiplies_what_was_measured(sides):
     costs["extraction beside"] = {"seconds": 1e-3, "min": 1e-3, "max": 1e-3}
     _, msmt = SCHEDULES
     row = projection(sides.run, sides.peer, CPU, msmt, "float32", costs)
-    assert row["ours"] == {"seconds": 5120.0, "min": 2560.0, "max": 10240.0, "n": 2}  # 50 × 400 × 256 images
+    assert row["ours"] == {"seconds": 5120.0, "min": 2560.0, "max": 10240.0, "n": CPU.runs}  # 50 × 400 × 256 images
     images = 50 * 32_621 + 6 * (11_659 + 82_161)
     assert row["beside"]["seconds"] == pytest.approx(50 * 2 * (32_621 / 12_936) ** 2 + 1e-3 * images, abs=0.1)
     assert row["seconds_by_part"]["beside"]["evaluation"] == round(6e-3 * (11_659 + 82_161), 1)

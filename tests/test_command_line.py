@@ -86,6 +86,60 @@ def test_settings_out_of_range(capsys, people: Path, tmp_path: Path, flags: list
     assert text in refused(capsys, train, *RUN, "--data-dir", people, "--logs-dir", tmp_path / "run", *flags)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--epochs", "50", "--recipe", "gem", "small", "-d", "market1501", "--lr", "0.01"],
+        ["-d=market1501", "--recipe=gem", "--lr=0.01", "--recipe", "gem", "small", "--epochs=50", "--no-amp"],
+        [
+            "--lr",
+            "0.01",
+            "--dataset",
+            "msmt17",
+            "-b64",
+            "--epochs",
+            "50",
+            "-d",
+            "market1501",
+            "--recipe",
+            "gem",
+            "small",
+        ],
+    ],
+)
+def test_layers_and_the_flags_above_them_stand_in_any_order(flags):
+    """Fifty epochs are also the default, below the recipe that has thirty."""
+    config, origin = parse(flags)
+    assert_settings(
+        config, "epochs 50, lr 0.01, pooling_type gem, arch resnet18_half, batch_size 64, dataset market1501"
+    )
+    assert {name: origin[name] for name in ("arch", "lr", "epochs")} == {
+        "arch": "recipe small",
+        "lr": "flag",
+        "epochs": "flag",
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--logs-dir", "-d", "market1501"], "Missing value for argument '--logs-dir'"),
+        (["-d"], "Missing value for argument '-d/--dataset'"),
+        (["--recipe", "small", "nothing"], "--recipe nothing is not known"),
+        (["nothing", "--recipe", "small"], "Unrecognized options: nothing"),
+    ],
+)
+def test_what_is_wrong_about_the_layers_or_beside_them_is_said_of_the_right_flag(capsys, flags, said):
+    assert said in refused(capsys, train, "--method", "cc", *flags)
+
+
+def test_help_shows_the_defaults_below_the_recipe_that_is_asked_for(capsys):
+    for recipe, arch in (("small", "resnet18_half"), ("vit", "vit_small")):
+        with pytest.raises(SystemExit):
+            train(["-d", "market1501", "--recipe", recipe, "--help"])
+        assert f"(default: {arch})" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
 @pytest.mark.parametrize("flag", ["--threads", "--workers"])
 def test_threads_are_bounded_by_the_cores(monkeypatch, capsys, flag):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2})

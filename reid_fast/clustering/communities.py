@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -14,6 +15,8 @@ from scipy import sparse
 from reid_fast.clustering.cupy_graph import on_host
 from reid_fast.clustering.jaccard import Neighbours
 from reid_fast.errors import UserError
+
+_PROCESS = Path(__file__).with_name("infomap_process.py")  # as a file, for as a module it would import all of torch
 
 
 def similarity_graph(neighbours: Neighbours, min_similarity: float) -> sparse.csr_matrix:
@@ -48,7 +51,7 @@ def infomap(graph: sparse.csr_matrix, min_cluster: int) -> np.ndarray:
     with TemporaryDirectory() as folder:
         links, found = f"{folder}/links.npy", f"{folder}/modules.npy"
         np.save(links, np.stack([row, graph.indices, graph.data], axis=1))
-        command = [sys.executable, "-m", "reid_fast.clustering.infomap_process", links, found]
+        command = [sys.executable, _PROCESS, links, found]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         node, module = np.load(found).T
     modules = np.full(graph.shape[0], -1)

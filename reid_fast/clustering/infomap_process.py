@@ -1,4 +1,4 @@
-"""Infomap in a process of its own: `python -m reid_fast.clustering.infomap_process LINKS.npy MODULES.npy`.
+"""Infomap in a process of its own: `python infomap_process.py LINKS.npy MODULES.npy`.
 
 Its bindings and those of faiss, both made by SWIG, take each other's iterators for their own and crash in one process.
 """
