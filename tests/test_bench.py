@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from inputs import refused
+from inputs import refused, sampled
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -67,14 +67,14 @@ def test_a_checkout_that_lacks_a_file(capsys, checkout, module):
     assert str(path.relative_to(checkout)) in refuses(capsys, checkout)
 
 
-@pytest.mark.parametrize(
-    ("file", "old", "new", "said"),
-    [
-        ("evaluators.py", "import numpy as np", "import nowhere_to_be_found", "nowhere_to_be_found"),
-        ("models/cm.py", "class ClusterMemory", "class Memory", "has no ClusterMemory"),
-        ("trainers.py", "train_iters: int", "steps: int", "and no train_iters"),
-    ],
-)
+SPOILT = [
+    ("evaluators.py", "import numpy as np", "import nowhere_to_be_found", "nowhere_to_be_found"),
+    ("models/cm.py", "class ClusterMemory", "class Memory", "has no ClusterMemory"),
+    ("trainers.py", "train_iters: int", "steps: int", "and no train_iters"),
+]
+
+
+@pytest.mark.parametrize(("file", "old", "new", "said"), sampled(SPOILT, SPOILT[-1]))
 def test_a_checkout_that_does_not_fit(capsys, checkout, file, old, new, said):
     spoil(checkout / "clustercontrast" / file, old, new)
     assert said in refuses(capsys, checkout)

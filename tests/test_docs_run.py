@@ -9,11 +9,13 @@ import shlex
 import subprocess
 import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from inputs import sampled
+from ranks.runs import command_together
 from test_docs import PAGES, ROOT, code_blocks, commands, named
 
 from reid_fast.__main__ import main
@@ -110,7 +112,18 @@ def snippets(page):
     return [block for block in code if re.search(r"^(import|from) ", block)]
 
 
-def run(line):
+def run_ranks(name, flags, folder, as_it_stands):
+    """A command by two ranks: as torchrun starts them or, with less to import, as tests/ranks has them."""
+    if as_it_stands:
+        start = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run([*start, f"reid_fast.{name}", *flags], env=environment, capture_output=True, text=True)
+        return done.returncode, done.stderr
+    codes, _, said = command_together(2, folder, import_module(f"reid_fast.{name}").main, flags)
+    return max(codes, key=abs), said
+
+
+def run(line, folder, as_it_stands):
     """A line of the manual, with what stands for the reader's."""
     words = [STANDS_FOR.get(word, word) for word in shlex.split(line)]
     name = next(i for i, word in enumerate(words) if word in ("reid-fast", "-m"))
@@ -119,10 +132,8 @@ def run(line):
         # What a page leaves to the defaults is a ResNet-50 with weights to be downloaded.
         command[1:] = ([] if "--recipe" in command else ["--recipe", "small"]) + command[1:] + [*SHORT]
     if words[0] == "torchrun":
-        start = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run([*start, f"reid_fast.{command[0]}", *command[1:]], env=environment, capture_output=True)
-        assert done.returncode == 0, f"{line}\n{done.stderr[-2000:].decode()}"
+        code, said = run_ranks(command[0], command[1:], folder, as_it_stands)
+        assert code == 0, f"{line}\n{said[-2000:]}"
         return
     try:
         main(command)
@@ -135,10 +146,10 @@ RUNNING = [page for page in PAGES if lines(page) or snippets(page)]
 
 
 @pytest.mark.parametrize("page", sampled(RUNNING, ROOT / "README.md", ROOT / "docs/quick-start.md"), ids=named)
-def test_a_page_runs(page, desk):
+def test_a_page_runs(page, desk, request, tmp_path):
     as_trained_at(*SIZES.get(named(page), (64, 32)))
     for line in dict.fromkeys(lines(page)):
-        run(line)
+        run(line, tmp_path, request.config.getoption("thorough"))
     for block in snippets(page):
         exec(compile(block, named(page), "exec"), {"paths": sorted(Path("crops").glob("*.jpg"))})
     for made in MADE.get(named(page), ()):
