@@ -51,7 +51,7 @@ def infomap(graph: sparse.csr_matrix, min_cluster: int) -> np.ndarray:
     with TemporaryDirectory() as folder:
         links, found = f"{folder}/links.npy", f"{folder}/modules.npy"
         np.save(links, np.stack([row, graph.indices, graph.data], axis=1))
-        command = [sys.executable, _PROCESS, links, found]
+        command = [sys.executable, str(_PROCESS), links, found]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         node, module = np.load(found).T
     modules = np.full(graph.shape[0], -1)
