@@ -121,7 +121,9 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
                 for values in zip(*(columns.get(name, nothing) for name in known), strict=True):
                     number += 1
                     yield number, tuple(map(_text, values))
-    except (pyarrow.ArrowException, OSError) as error:
+    except UserError:  # which is a ValueError too
+        raise
+    except (pyarrow.ArrowException, OSError, OverflowError, ValueError) as error:  # the latter from Python's own types
         reason = str(error).split("\n")[0]
         raise UserError(f"{file} is not a whole Parquet file ({reason}): write it again, or as CSV") from None
 

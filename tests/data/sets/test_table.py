@@ -117,3 +117,16 @@ class TestParquet:
             self.read(listed, tmp_path, path=["crops/0.jpg", "crops/1.jpg", "crops/9.jpg"])
         with pytest.raises(UserError, match="is not a whole Parquet file"):
             listed(b"PAR1", "list.parquet")
+
+    @pytest.mark.parametrize(
+        "spoilt",
+        [
+            lambda arrow: {"path": arrow.array([b"\xc3("]).view(arrow.string())},
+            lambda arrow: {"path": ["crops/0.jpg"], "cam": arrow.array([2**62], arrow.timestamp("us"))},
+            lambda arrow: {"path": ["crops/0.jpg"], "pid": arrow.array([2**62], arrow.duration("s"))},
+        ],
+        ids=["no UTF-8", "a time beyond all years", "a duration beyond all days"],
+    )
+    def test_a_value_that_python_cannot_hold_is_an_error(self, listed, tmp_path, spoilt):
+        with pytest.raises(UserError, match=r"list.parquet is not a whole Parquet file \("):
+            self.read(listed, tmp_path, **spoilt(self.pyarrow))
