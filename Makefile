@@ -34,7 +34,7 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 
 # Everything that may go wrong from outside, as often as CASES says: 100,000 inputs, every call on a file of a run.
-# Three quarters of an hour on two cores; `make test` has a sample.
+# Half an hour to three quarters on two cores; `make test` has a sample.
 CASES ?= 2500
 ATTACK_SEED ?= $(shell date +%s)
 attack: $(VENV)/.installed
